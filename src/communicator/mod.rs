@@ -1,0 +1,65 @@
+//! What a communicator must say and do, and nothing else.
+//!
+//! * [`Provider`] — probe here, create together: what stands in the dispatcher's list;
+//! * [`Communicator`] — start a call, poll it, rest until something may have changed;
+//! * [`Capabilities`] — what a communicator claims, and the conformance suite then asks for;
+//! * [`Call`], [`Descriptor`], [`Pattern`] — a parsed call, what all ranks share of it, and what it means;
+//! * [`reduce`] — the arithmetic, the same bits in every communicator.
+
+mod call;
+mod capabilities;
+mod pattern;
+pub mod reduce;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+pub use call::{Call, Descriptor};
+pub use capabilities::{Capabilities, Capture, Placement};
+pub use pattern::{Action, Pattern, Ranks};
+
+use crate::{bootstrap::Members, error::Result};
+
+/// How far an operation has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Others are awaited.
+    Pending,
+    /// The result is there (CPU groups) or enqueued (CUDA groups).
+    Done,
+}
+
+/// One way for one group to move bytes.
+///
+/// A group owns its communicators and calls them under a lock of its own, one operation at a time and in the
+/// same order on all ranks; so every method takes `&mut self` and none may block. Failures that concern the group
+/// are recorded with [`Members::fail`], which wakes every rank, and returned.
+pub trait Communicator: Send {
+    /// Starts `call` as the group's `sequence`-th. What [`Capabilities::serves`] refuses never arrives.
+    fn start(&mut self, call: &Call, sequence: u64) -> Result<Progress>;
+
+    /// Goes on with the started call as far as it can without waiting.
+    fn poll(&mut self) -> Result<Progress>;
+
+    /// Sleeps until something may have changed for the started call, but no longer than `at_most`.
+    fn rest(&mut self, at_most: Duration);
+
+    /// A rank that the started call waits for, to be named when the deadline passes.
+    fn awaited(&self) -> Option<u32>;
+}
+
+/// A future that the waiting loops of this crate poll; none needs a waker.
+pub type Task<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
+
+/// What the dispatcher's list holds: a communicator before it is made.
+pub trait Provider: Send + Sync {
+    /// The name in options, plans and tables: one lower-case word.
+    fn name(&self) -> &'static str;
+
+    /// What the communicator could do for these members as far as this rank can tell, or why not.
+    /// Local and cheap: no communication.
+    fn probe(&self, members: &Members) -> Result<Capabilities, String>;
+
+    /// Makes the communicator together with the other members, all of which call this in the same order.
+    /// An error on one rank is reported to all by the dispatcher, which then drops the others' halves.
+    fn create(&self, members: Arc<Members>) -> Task<Box<dyn Communicator>>;
+}
