@@ -39,7 +39,7 @@ pub enum Channel {
     Data = 3,
 }
 
-const CHANNELS: [Channel; 4] = [Channel::Creations, Channel::Control, Channel::Calls, Channel::Data];
+
 
 /// The members of a group.
 pub struct Members {
@@ -62,6 +62,9 @@ pub struct Members {
 }
 
 impl Members {
+    /// All channels of a group.
+    pub const CHANNELS: [Channel; 4] = [Channel::Creations, Channel::Control, Channel::Calls, Channel::Data];
+
     /// The members of the group `uid`; opens its channels. `board` must be the same memory for all if it is shared.
     pub fn new(name: String, uid: u64, ranks: Vec<u32>, endpoint: Arc<Endpoint>, board: Board) -> Result<Arc<Self>> {
         let rank = position(&ranks, endpoint.rank())?;
@@ -79,7 +82,7 @@ impl Members {
             controls: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         });
-        for channel in CHANNELS {
+        for channel in Self::CHANNELS {
             members.endpoint.open(members.channel(channel), Arc::downgrade(&members));
         }
         Ok(members)
@@ -146,15 +149,15 @@ impl Members {
     }
 
     /// A session of all members, to be begun in the same order by all.
-    pub fn session(&self, deadline: Option<Instant>, subject: String) -> Session {
+    pub fn session(self: &Arc<Self>, deadline: Option<Instant>, subject: String) -> Session {
         let number = self.controls.fetch_add(1, Ordering::Relaxed) + 1;
         let numbers = vec![number; self.ranks.len()];
         let channel = self.channel(Channel::Control);
-        Session::new(self.endpoint.clone(), channel, self.ranks.clone(), numbers, deadline, subject)
+        Session::new(self.endpoint.clone(), channel, self.ranks.clone(), numbers, deadline, subject).within(self.clone())
     }
 
     /// A session of some members (group ranks), to be begun in the same order by each two of them.
-    pub fn session_of(&self, ranks: &[u32], deadline: Option<Instant>, subject: String) -> Session {
+    pub fn session_of(self: &Arc<Self>, ranks: &[u32], deadline: Option<Instant>, subject: String) -> Session {
         let mut creations = self.creations.lock().unwrap_or_else(PoisonError::into_inner);
         let numbers = ranks
             .iter()
@@ -165,7 +168,7 @@ impl Members {
             .collect();
         let ranks = ranks.iter().map(|rank| self.world_rank(*rank)).collect();
         let channel = self.channel(Channel::Creations);
-        Session::new(self.endpoint.clone(), channel, ranks, numbers, deadline, subject)
+        Session::new(self.endpoint.clone(), channel, ranks, numbers, deadline, subject).within(self.clone())
     }
 
     /// Records that the group has failed, unless it has already, and wakes everybody. Returns the first failure.
@@ -200,6 +203,11 @@ impl Members {
             return Some(Loss { text: "it left: its handle of the group was destroyed".into() });
         }
         self.endpoint.lost(self.world_rank(rank))
+    }
+
+    /// [`Members::lost`], by the rank in the world.
+    pub fn lost_in_world(&self, world_rank: u32) -> Option<Loss> {
+        position(&self.ranks, world_rank).ok().and_then(|rank| self.lost(rank))
     }
 
     /// Says goodbye: this rank's calls end, and peers that wait for it hear that it left. What it delivered stays.
@@ -258,7 +266,7 @@ impl Members {
 impl Drop for Members {
     fn drop(&mut self) {
         self.leave();
-        for channel in CHANNELS {
+        for channel in Self::CHANNELS {
             self.endpoint.close(self.channel(channel));
         }
     }

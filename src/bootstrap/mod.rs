@@ -13,6 +13,7 @@ pub mod control;
 pub mod mapping;
 pub mod members;
 mod mesh;
+pub mod service;
 pub mod session;
 
 pub use members::{Channel, Members};

@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::control::{self, Endpoint, Kind, Message, Verdict};
+use super::{
+    control::{self, Endpoint, Kind, Loss, Message, Verdict},
+    members::Members,
+};
 use crate::error::{Error, Result, Status};
 
 /// The round that says "I gave up".
@@ -39,6 +42,8 @@ pub struct Session {
     /// What is being done, for texts: `creation of group "tp"`.
     subject: String,
     finished: bool,
+    /// The group in which the session takes place, whose members may leave it.
+    parent: Option<Arc<Members>>,
 }
 
 impl Session {
@@ -62,7 +67,14 @@ impl Session {
             began: Instant::now(),
             subject,
             finished: false,
+            parent: None,
         }
+    }
+
+    /// The same session, in which a rank that has left `parent` is not waited for.
+    pub fn within(mut self, parent: Arc<Members>) -> Self {
+        self.parent = Some(parent);
+        self
     }
 
     /// Everybody's body and descriptors, in the order of the ranks; `descriptor` goes to all others.
@@ -137,7 +149,7 @@ impl Session {
             if let Some(message) = self.endpoint.receive(peer, self.channel, take) {
                 return Poll::Ready(Ok(message));
             }
-            if let Some(loss) = self.endpoint.lost(peer) {
+            if let Some(loss) = self.lost(peer) {
                 // It may have said something before it went.
                 return Poll::Ready(self.endpoint.receive(peer, self.channel, take).ok_or_else(|| {
                     let text = format!("{}: rank {peer} of the world is lost: {}", self.subject, loss.text);
@@ -174,6 +186,13 @@ impl Session {
                     self.subject
                 ),
             )),
+        }
+    }
+
+    fn lost(&self, peer: u32) -> Option<Loss> {
+        match &self.parent {
+            Some(parent) => parent.lost_in_world(peer),
+            None => self.endpoint.lost(peer),
         }
     }
 
