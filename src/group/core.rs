@@ -6,7 +6,6 @@
 
 use std::{
     collections::VecDeque,
-    future::Future,
     sync::{Arc, OnceLock},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
