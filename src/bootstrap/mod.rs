@@ -19,18 +19,3 @@ pub mod session;
 pub use members::{Channel, Members};
 pub use mesh::{Link, Mesh, Peer};
 
-// TEMPORARY until the rendezvous lands.
-#[allow(missing_docs)]
-pub fn local(size: u32) -> crate::error::Result<Vec<Mesh>> {
-    use rustix::net::*;
-    let facts = crate::topology::Facts { pid: std::process::id(), uid: 0, process: 1, host: 1, host_name: "x".into(), cpus: vec![0, 1], quota_millicores: u32::MAX, version: 1 };
-    let mut meshes: Vec<Mesh> = (0..size).map(|rank| Mesh { rank, uid: 77 << 8 | rand(), peers: (0..size).map(|_| Peer { facts: facts.clone(), link: None, pidfd: None }).collect() }).collect();
-    fn rand() -> u64 { 5 << 20 }
-    for a in 0..size as usize { for b in a + 1..size as usize {
-        let (x, y) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None).unwrap();
-        meshes[a].peers[b].link = Some(Link::Local(x)); meshes[b].peers[a].link = Some(Link::Local(y));
-    } }
-    Ok(meshes)
-}
-#[allow(missing_docs)]
-pub fn join(_: &crate::config::WorldOptions) -> crate::error::Result<Mesh> { unimplemented!() }
