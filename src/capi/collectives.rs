@@ -4,7 +4,19 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::types::*;
+use super::{
+    group::GROUPS,
+    guard::{guard, guard_batched},
+    parse::{Arguments, Out, descriptor, not_served, query_flags, write_text},
+    types::*,
+};
+use crate::{
+    communicator::{Call, Placement},
+    config::Timeout,
+    dispatch::Format,
+    dtype::Collective::{self, *},
+    error::Error,
+};
 
 /// Reduces `count` elements over all ranks; every rank gets the same bits.
 ///
@@ -25,7 +37,7 @@ pub unsafe extern "C" fn tutti_all_reduce(
     op: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    run("tutti_all_reduce", group, Arguments { send, recv, count, dtype, op, stream, ..Arguments::of(AllReduce) })
 }
 
 /// Reduces `count` elements over all ranks, and lets the communicator that serves the call choose where the result
@@ -49,7 +61,25 @@ pub unsafe extern "C" fn tutti_all_reduce_auto(
     stream: *mut c_void,
     result: *mut *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    guard_batched("tutti_all_reduce_auto", || {
+        let group = GROUPS.pin(group)?;
+        // SAFETY: the C caller promises that a result which is not NULL is writable.
+        let result = unsafe { Out::new("result", result) }?;
+        let arguments = Arguments { send: buffer, recv: scratch, count, dtype, op, stream, ..Arguments::of(AllReduce) };
+        let beside = arguments.parse(group.rank(), group.size())?;
+        if count > 0 && buffer == scratch {
+            return Err(Error::invalid("buffer and scratch are the same memory; they must be apart"));
+        }
+        let mode = group.all_reduce_mode(&beside.descriptor);
+        let (call, place) = if matches!(mode, Placement::InPlace | Placement::Both) {
+            (Call { recv: beside.send.cast_mut(), ..beside }, buffer)
+        } else {
+            (beside, scratch)
+        };
+        group.run(call, Timeout::Default)?;
+        result.write(place);
+        Ok(())
+    })
 }
 
 /// Writes where the communicator that would serve an all_reduce can put its result without a copy: TUTTI_MODE_NONE
@@ -68,7 +98,14 @@ pub unsafe extern "C" fn tutti_all_reduce_mode(
     flags: u32,
     mode: *mut i32,
 ) -> tutti_status_t {
-    todo!()
+    guard("tutti_all_reduce_mode", || {
+        let group = GROUPS.pin(group)?;
+        // SAFETY: the C caller promises that a mode which is not NULL is writable.
+        let mode = unsafe { Out::new("mode", mode) }?;
+        let flags = query_flags(flags)?;
+        mode.write(group.all_reduce_mode(&descriptor(AllReduce, count, dtype, op, 0, flags, group.size())?) as i32);
+        Ok(())
+    })
 }
 
 /// Gathers every rank's elements on every rank.
@@ -87,7 +124,7 @@ pub unsafe extern "C" fn tutti_all_gather(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    run("tutti_all_gather", group, Arguments { send, recv, count: send_count, dtype, stream, ..Arguments::of(AllGather) })
 }
 
 /// Reduces over all ranks and leaves each rank with its part of the result.
@@ -108,7 +145,7 @@ pub unsafe extern "C" fn tutti_reduce_scatter(
     op: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    run("tutti_reduce_scatter", group, Arguments { send, recv, count: recv_count, dtype, op, stream, ..Arguments::of(ReduceScatter) })
 }
 
 /// Copies the root's elements to every rank.
@@ -129,7 +166,7 @@ pub unsafe extern "C" fn tutti_broadcast(
     root: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    run("tutti_broadcast", group, Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Broadcast) })
 }
 
 /// Reduces `count` elements over all ranks to the root.
@@ -150,7 +187,7 @@ pub unsafe extern "C" fn tutti_reduce(
     root: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    run("tutti_reduce", group, Arguments { send, recv, count, dtype, op, root, stream, ..Arguments::of(Reduce) })
 }
 
 /// Gathers every rank's elements on the root.
@@ -171,7 +208,7 @@ pub unsafe extern "C" fn tutti_gather(
     root: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    run("tutti_gather", group, Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Gather) })
 }
 
 /// Hands each rank its part of the root's elements.
@@ -192,7 +229,7 @@ pub unsafe extern "C" fn tutti_scatter(
     root: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    run("tutti_scatter", group, Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Scatter) })
 }
 
 /// Sends part r of every rank's elements to rank r.
@@ -211,7 +248,7 @@ pub unsafe extern "C" fn tutti_all_to_all(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    run("tutti_all_to_all", group, Arguments { send, recv, count, dtype, stream, ..Arguments::of(AllToAll) })
 }
 
 /// Waits (on CUDA groups: makes the stream wait) until every rank has come here.
@@ -222,7 +259,7 @@ pub unsafe extern "C" fn tutti_all_to_all(
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_barrier(group: *mut tutti_group_t, stream: *mut c_void) -> tutti_status_t {
-    todo!()
+    run("tutti_barrier", group, Arguments { stream, ..Arguments::of(Barrier) })
 }
 
 /// Sends `count` elements at `buffer` to rank `peer` of the group, which must receive as many of the same dtype.
@@ -239,7 +276,8 @@ pub unsafe extern "C" fn tutti_send(
     peer: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    let _ = (buffer, count, dtype, peer, stream);
+    refuse("tutti_send", group, Send)
 }
 
 /// Receives `count` elements at `buffer` from rank `peer` of the group, which must send as many of the same dtype.
@@ -255,7 +293,8 @@ pub unsafe extern "C" fn tutti_recv(
     peer: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    let _ = (buffer, count, dtype, peer, stream);
+    refuse("tutti_recv", group, Recv)
 }
 
 /// Sends `send_count` elements to rank `to` and receives `recv_count` elements from rank `from`, both at once.
@@ -275,7 +314,8 @@ pub unsafe extern "C" fn tutti_sendrecv(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    let _ = (send, send_count, to, recv, recv_count, from, dtype, stream);
+    refuse("tutti_sendrecv", group, Send)
 }
 
 /// Gathers every rank's elements on every rank; ranks may have different counts.
@@ -295,7 +335,8 @@ pub unsafe extern "C" fn tutti_all_gather_v(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    let _ = (send, recv, counts, displs, dtype, stream);
+    refuse("tutti_all_gather_v", group, AllGatherV)
 }
 
 /// Reduces over all ranks and leaves each rank with its part of the result; parts may differ in size.
@@ -316,7 +357,8 @@ pub unsafe extern "C" fn tutti_reduce_scatter_v(
     op: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    let _ = (send, recv, counts, displs, dtype, op, stream);
+    refuse("tutti_reduce_scatter_v", group, ReduceScatterV)
 }
 
 /// Sends every rank its elements and receives from every rank; any counts.
@@ -338,7 +380,8 @@ pub unsafe extern "C" fn tutti_all_to_all_v(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    let _ = (send, send_counts, send_displs, recv, recv_counts, recv_displs, dtype, stream);
+    refuse("tutti_all_to_all_v", group, AllToAllV)
 }
 
 /// Writes which communicator serves such a call on this group, and why the others do not.
@@ -362,5 +405,33 @@ pub unsafe extern "C" fn tutti_explain(
     capacity: usize,
     needed: *mut usize,
 ) -> tutti_status_t {
-    todo!()
+    guard("tutti_explain", || {
+        let group = GROUPS.pin(group)?;
+        let format = match format {
+            TUTTI_FORMAT_TEXT => Format::Text,
+            TUTTI_FORMAT_JSON => Format::Json,
+            other => return Err(Error::invalid(format_args!("format is {other}; it is 0 (text) or 1 (JSON)"))),
+        };
+        let flags = query_flags(flags)?;
+        let descriptor = descriptor(Collective::parse(collective)?, count, dtype, op, 0, flags, group.size())?;
+        let explanation = group.explain(&descriptor, format)?;
+        // SAFETY: the C caller promises `capacity` writable bytes at text, and a writable needed, where not NULL.
+        unsafe { write_text(text, capacity, needed, &explanation) }
+    })
+}
+
+/// What every short function does: parses the call and makes it.
+fn run(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
+    guard_batched(name, || {
+        let group = GROUPS.pin(group)?;
+        group.run(arguments.parse(group.rank(), group.size())?, Timeout::Default)
+    })
+}
+
+/// What every function does that is not served yet.
+fn refuse(name: &'static str, group: *const tutti_group, collective: Collective) -> tutti_status_t {
+    guard_batched(name, || {
+        GROUPS.pin(group)?;
+        Err(not_served(collective))
+    })
 }

@@ -2,7 +2,13 @@
 
 use std::ffi::c_void;
 
-use super::types::*;
+use super::{
+    group::GROUPS,
+    guard::{guard, guard_batched},
+    parse::{Out, clear},
+    types::*,
+};
+use crate::error::Error;
 
 /// Allocates memory on every rank that the group and its descendants reach without a copy: calls whose buffers all
 /// lie in such memory may carry TUTTI_CALL_REGISTERED. Collective, with equal `bytes` on all ranks. The memory
@@ -16,7 +22,16 @@ pub unsafe extern "C" fn tutti_mem_alloc(
     bytes: usize,
     memory: *mut *mut c_void,
 ) -> tutti_status_t {
-    todo!()
+    // SAFETY: the C caller promises that memory is NULL or writable.
+    unsafe { clear(memory) };
+    guard_batched("tutti_mem_alloc", || {
+        GROUPS.pin(group)?;
+        // SAFETY: as above.
+        unsafe { Out::new("memory", memory) }?;
+        Err(Error::Unsupported(format!(
+            "tutti_mem_alloc of {bytes} bytes is not served in this version: use memory of any kind, calls need no other"
+        )))
+    })
 }
 
 /// Frees memory of tutti_mem_alloc. Local; any thread. Freeing NULL succeeds.
@@ -25,5 +40,10 @@ pub unsafe extern "C" fn tutti_mem_alloc(
 /// process).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tutti_mem_free(memory: *mut c_void) -> tutti_status_t {
-    todo!()
+    guard("tutti_mem_free", || {
+        if memory.is_null() {
+            return Ok(());
+        }
+        Err(Error::invalid(format_args!("{memory:p} is no memory of tutti_mem_alloc")))
+    })
 }

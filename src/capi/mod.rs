@@ -26,3 +26,25 @@ pub mod request;
 pub mod text;
 pub mod types;
 pub mod world;
+
+/// Ends the test process if the test that holds this has not ended in time.
+#[cfg(test)]
+fn watchdog() -> impl Drop {
+    use std::{sync::mpsc, thread, time::Duration};
+    struct Watchdog(mpsc::Sender<()>, Option<thread::JoinHandle<()>>);
+    impl Drop for Watchdog {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+            let _ = self.1.take().map(thread::JoinHandle::join);
+        }
+    }
+    let (done, waiting) = mpsc::channel();
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let watcher = thread::spawn(move || {
+        if waiting.recv_timeout(Duration::from_secs(120)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{test} hangs");
+            std::process::abort();
+        }
+    });
+    Watchdog(done, Some(watcher))
+}

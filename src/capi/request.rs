@@ -1,6 +1,33 @@
 //! Calls that are started now and finished later, and calls that are made together.
 
-use super::types::*;
+use std::sync::Arc;
+
+use super::{
+    group::GROUPS,
+    guard::{answer, guard, guard_batched},
+    handles::{Entry, Table, destroy},
+    parse::{Arguments, Out, clear, read_struct},
+    types::*,
+};
+use crate::{
+    communicator::Progress,
+    config::Timeout,
+    error::Status,
+    group::{Request, batch},
+};
+
+/// The requests that C has handles of.
+static REQUESTS: Table<Arc<Request>> = Table::new();
+
+impl Entry for Arc<Request> {
+    type Handle = tutti_request;
+    const KIND: u8 = b'R';
+    const NAME: &'static str = "request";
+
+    fn retire(&self) {
+        self.release();
+    }
+}
 
 /// Starts any collective.
 ///
@@ -17,7 +44,25 @@ pub unsafe extern "C" fn tutti_start(
     call: *const tutti_call_t,
     request: *mut *mut tutti_request_t,
 ) -> tutti_status_t {
-    todo!()
+    if !request.is_null() {
+        // SAFETY: the C caller promises that a request which is not NULL is writable.
+        unsafe { clear(request) };
+    }
+    guard_batched("tutti_start", || {
+        let group = GROUPS.pin(group)?;
+        // SAFETY: the C caller promises that call is NULL or a struct as large as it says.
+        let call = unsafe { read_struct(call) }?;
+        let timeout = Timeout::from_ms(call.timeout_ms)?;
+        let call = Arguments::from_call(&call)?.parse(group.rank(), group.size())?;
+        if request.is_null() {
+            return group.run(call, timeout);
+        }
+        // SAFETY: as above.
+        let request = unsafe { Out::new("request", request) }?;
+        let place = REQUESTS.reserve()?;
+        request.write(place.fill(group.start(call, timeout)?));
+        Ok(())
+    })
 }
 
 /// Goes on with every unfinished request of this thread as far as possible without waiting, and says how far this
@@ -29,7 +74,7 @@ pub unsafe extern "C" fn tutti_start(
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_request_test(request: *mut tutti_request_t) -> tutti_status_t {
-    todo!()
+    answer("tutti_request_test", || Ok(status_of(REQUESTS.pin(request)?.test()?)))
 }
 
 /// Waits until the request is done, and meanwhile goes on with every unfinished request of this thread.
@@ -43,7 +88,10 @@ pub unsafe extern "C" fn tutti_request_test(request: *mut tutti_request_t) -> tu
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_request_wait(request: *mut tutti_request_t, timeout_ms: i64) -> tutti_status_t {
-    todo!()
+    answer("tutti_request_wait", || {
+        let request = REQUESTS.pin(request)?;
+        Ok(status_of(request.wait(Timeout::from_ms(timeout_ms)?)?))
+    })
 }
 
 /// Frees a request. If it is unfinished its group is aborted first, since other ranks may count on its buffers.
@@ -52,7 +100,7 @@ pub unsafe extern "C" fn tutti_request_wait(request: *mut tutti_request_t, timeo
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a request); TUTTI_INVALID_USAGE (forked process).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tutti_request_free(request: *mut tutti_request_t) -> tutti_status_t {
-    todo!()
+    guard("tutti_request_free", || destroy(&REQUESTS, request))
 }
 
 /// Opens a batch in this thread: calls of this thread are from now on collected and made together by
@@ -65,7 +113,7 @@ pub unsafe extern "C" fn tutti_request_free(request: *mut tutti_request_t) -> tu
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn tutti_batch_begin() -> tutti_status_t {
-    todo!()
+    guard("tutti_batch_begin", batch::begin)
 }
 
 /// Makes the calls of this thread's batch, and closes it whatever happens.
@@ -78,5 +126,12 @@ pub extern "C" fn tutti_batch_begin() -> tutti_status_t {
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn tutti_batch_end() -> tutti_status_t {
-    todo!()
+    guard("tutti_batch_end", batch::end)
+}
+
+fn status_of(progress: Progress) -> Status {
+    match progress {
+        Progress::Pending => Status::InProgress,
+        Progress::Done => Status::Success,
+    }
 }

@@ -5,7 +5,7 @@
 use std::ffi::{c_char, CStr};
 
 use super::{guard, types::*};
-use crate::error::{Error, Result, Status};
+use crate::error::Status;
 
 /// The library's version: 10000 * major + 100 * minor + patch. Compare with TUTTI_VERSION, the header's.
 ///

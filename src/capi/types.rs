@@ -228,7 +228,7 @@ pub struct tutti_world_options {
 /// See struct tutti_world_options.
 pub type tutti_world_options_t = tutti_world_options;
 
-/// How a group is made. All zero but struct_size, or a NULL pointer: as its parent.
+/// How a group is made. All zero but struct_size, or a NULL pointer: the defaults.
 ///
 /// Initialise with TUTTI_GROUP_OPTIONS_INIT. Every field must be equal on all members. Whatever it points to is
 /// read before the call returns and never after.
@@ -237,9 +237,9 @@ pub type tutti_world_options_t = tutti_world_options;
 pub struct tutti_group_options {
     /// sizeof(tutti_group_options_t) as the caller was compiled.
     pub struct_size: usize,
-    /// The group's name in texts, up to 255 bytes of UTF-8, or NULL. A number is appended where it is taken.
+    /// The group's name in texts, up to 255 bytes of UTF-8. NULL or "": made up. A number is appended where it is taken.
     pub name: *const c_char,
-    /// The deadline of the group's calls: milliseconds, TUTTI_TIMEOUT_DEFAULT or TUTTI_TIMEOUT_NEVER.
+    /// The deadline of the group's calls: milliseconds, TUTTI_TIMEOUT_DEFAULT (ten minutes) or TUTTI_TIMEOUT_NEVER.
     pub timeout_ms: i64,
     /// TUTTI_FLAG_DETERMINISTIC.
     pub flags: u32,
