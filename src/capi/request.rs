@@ -131,7 +131,7 @@ pub extern "C" fn tutti_batch_end() -> tutti_status_t {
 
 fn status_of(progress: Progress) -> Status {
     match progress {
-        Progress::Pending => Status::InProgress,
+        Progress::Pending | Progress::Moved => Status::InProgress,
         Progress::Done => Status::Success,
     }
 }

@@ -97,11 +97,6 @@ impl Core {
         self.active.is_none() && self.queue.is_empty()
     }
 
-    /// The plan as it is now.
-    pub(super) fn plan(&self) -> &Arc<Plan> {
-        &self.plan
-    }
-
     /// Takes a new plan. To be done by all ranks between the same two operations.
     pub(super) fn set_plan(&mut self, plan: Arc<Plan>) {
         self.plan = plan;
@@ -269,7 +264,7 @@ impl Core {
         let since = *since.get_or_insert(now);
         let (members, descriptor, sequence) = (&self.members, call.descriptor, *sequence);
         let failure = |status, rank, text| {
-            Error::from(Failure { status, rank: Some(rank), collective: Some(descriptor.collective), sequence, text })
+            Error::from(Failure { status, rank, collective: Some(descriptor.collective), sequence, text })
         };
         let what = || format!("{} #{sequence} on group {:?}", descriptor.collective.name(), members.name());
         for rank in 0..members.size() {
@@ -281,7 +276,7 @@ impl Core {
                 members.check()?;
                 if communicator.awaits(rank) {
                     let text = format!("{}: rank {rank} is lost: {}", what(), loss.text);
-                    return Err(failure(Status::PeerLost, rank, text));
+                    return Err(failure(Status::PeerLost, Some(rank), text));
                 }
             }
         }
@@ -294,22 +289,18 @@ impl Core {
             return Ok(progress);
         }
         let (late, here): (Vec<u32>, Vec<u32>) = (0..members.size()).partition(|rank| communicator.awaits(*rank));
-        let Some(first) = late.first() else { return Ok(Progress::Pending) };
-        let text = format!(
-            "{}: {} did not arrive within {:.1} s ({}); {}",
-            what(),
-            list(&late),
-            patience.as_secs_f64(),
-            match here.as_slice() {
-                [one] => format!("rank {one} did"),
-                _ => format!("{} did", list(&here)),
-            },
-            late.iter()
-                .map(|rank| format!("the process {} of rank {rank} is alive", members.facts(*rank).pid))
-                .collect::<Vec<_>>()
-                .join(", ")
-        );
-        Err(failure(Status::Timeout, *first, text))
+        let who = match late.as_slice() {
+            [] => "nobody was awaited, and yet it did not end".to_owned(),
+            _ => format!("{} did not arrive", list(&late)),
+        };
+        let others = match here.as_slice() {
+            [one] => format!("rank {one} did"),
+            _ => format!("{} did", list(&here)),
+        };
+        let alive: Vec<_> =
+            late.iter().map(|rank| format!("process {} of rank {rank} is alive", members.facts(*rank).pid)).collect();
+        let text = format!("{}: {who} within {:.1} s ({others}); {}", what(), patience.as_secs_f64(), alive.join(", "));
+        Err(failure(Status::Timeout, late.first().copied(), text))
     }
 
     /// What a call's error means for the group: a harmless one is passed on, any other fails the group, and what is

@@ -84,7 +84,7 @@ fn check_all_reduce(groups: &[Arc<Group>], dtype: DType, op: Op, count: usize, i
     }
 }
 
-pub fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
+pub(crate) fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
     for size in [1, 2, 3, 5] {
         let groups = world(communicator, size, PATIENT);
         for dtype in REDUCIBLE {
@@ -97,7 +97,7 @@ pub fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
     }
 }
 
-pub fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
+pub(crate) fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
     let mut random = Random(7);
     for size in 1..=8 {
         let groups = world(communicator, size, PATIENT);
@@ -111,7 +111,7 @@ pub fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
     }
 }
 
-pub fn every_collective_moves_what_it_should(communicator: &str) {
+pub(crate) fn every_collective_moves_what_it_should(communicator: &str) {
     for size in [1, 2, 3, 4, 7, 8] {
         let groups = world(communicator, size, PATIENT);
         let mut random = Random(u64::from(size));
@@ -221,7 +221,7 @@ fn check_movement(
     });
 }
 
-pub fn a_barrier_waits_for_everybody(communicator: &str) {
+pub(crate) fn a_barrier_waits_for_everybody(communicator: &str) {
     let groups = world(communicator, 4, PATIENT);
     let arrived = AtomicU32::new(0);
     on_all_ranks(&groups, |group| {
@@ -234,7 +234,7 @@ pub fn a_barrier_waits_for_everybody(communicator: &str) {
     });
 }
 
-pub fn ranks_that_disagree_get_mismatch_and_no_output(communicator: &str) {
+pub(crate) fn ranks_that_disagree_get_mismatch_and_no_output(communicator: &str) {
     let base = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 5000);
     let others = [
         descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 4999),
@@ -267,7 +267,7 @@ pub fn ranks_that_disagree_get_mismatch_and_no_output(communicator: &str) {
     }
 }
 
-pub fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &str) {
+pub(crate) fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &str) {
     let groups = world(communicator, 4, PATIENT);
     let waiting = Barrier::new(4);
     let times = on_all_ranks(&groups, |group| {
@@ -290,7 +290,7 @@ pub fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &str) {
     assert!(slowest < Duration::from_millis(200), "the abort took {slowest:?}");
 }
 
-pub fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
+pub(crate) fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
     let groups = world(communicator, 3, PATIENT);
     on_all_ranks(&groups, |group| {
         if group.rank() == 2 {
@@ -310,7 +310,7 @@ pub fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
     });
 }
 
-pub fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator: &str) {
+pub(crate) fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator: &str) {
     let groups = world(communicator, 3, PATIENT);
     let left = Barrier::new(3);
     on_all_ranks(&groups, |group| {
@@ -335,7 +335,7 @@ pub fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator: &str) 
     });
 }
 
-pub fn one_thread_starts_on_all_ranks_and_waits_in_reverse(communicator: &str) {
+pub(crate) fn one_thread_starts_on_all_ranks_and_waits_in_reverse(communicator: &str) {
     for size in [2, 4] {
         let groups = world(communicator, size, PATIENT);
         let what = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 1 << 18);
@@ -361,7 +361,7 @@ pub fn one_thread_starts_on_all_ranks_and_waits_in_reverse(communicator: &str) {
     }
 }
 
-pub fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) {
+pub(crate) fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) {
     let groups = world(communicator, 2, PATIENT);
     let what = descriptor(Collective::Barrier, DType::Bytes, Op::Sum, 0, 0);
     let nothing = call(what, std::ptr::null(), std::ptr::null_mut());
@@ -377,7 +377,7 @@ pub fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) {
     assert_eq!(groups[1].sync(Timeout::Default).unwrap_err().status(), Status::Aborted);
 }
 
-pub fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
+pub(crate) fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
     let groups = world(communicator, 2, PATIENT);
     let group = &groups[0];
     std::thread::scope(|scope| {
@@ -398,7 +398,7 @@ pub fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
     });
 }
 
-pub fn a_communicator_says_what_it_can(communicator: &str) {
+pub(crate) fn a_communicator_says_what_it_can(communicator: &str) {
     let groups = world(communicator, 2, PATIENT);
     for dtype in REDUCIBLE {
         for op in OPS {
