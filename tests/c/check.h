@@ -253,12 +253,48 @@ static inline double reduced(int32_t op, int size, size_t i) {
     return op == TUTTI_AVG ? result / size : result;
 }
 
+/* All of these repeat, so a buffer is written and compared by one period of them. */
+#define PERIOD 8
+
+typedef struct pattern {
+    unsigned char elements[PERIOD][8];
+} pattern_t;
+
+static inline void write_pattern(void *buffer, const dtype_t *dtype, size_t count, const pattern_t *pattern) {
+    unsigned char *at = (unsigned char *)buffer;
+    for (size_t i = 0; i < count; i++) memcpy(at + i * dtype->bytes, pattern->elements[i % PERIOD], dtype->bytes);
+}
+
+/* Whether elements [begin, begin + count) are those of the pattern from its element `first` on. */
+static inline int matches(const void *buffer, size_t begin, const dtype_t *dtype, size_t first, size_t count,
+                          const pattern_t *pattern) {
+    const unsigned char *at = (const unsigned char *)buffer + begin * dtype->bytes;
+    for (size_t i = 0; i < count; i++) {
+        if (memcmp(at + i * dtype->bytes, pattern->elements[(first + i) % PERIOD], dtype->bytes) != 0) return 0;
+    }
+    return 1;
+}
+
+static inline pattern_t contributions(const dtype_t *dtype, int rank) {
+    pattern_t pattern;
+    for (size_t i = 0; i < PERIOD; i++) put(pattern.elements[i], dtype, 0, contribution(rank, i));
+    return pattern;
+}
+
+static inline pattern_t marks(const dtype_t *dtype, int rank) {
+    pattern_t pattern;
+    for (size_t i = 0; i < PERIOD; i++) put(pattern.elements[i], dtype, 0, mark(rank, i));
+    return pattern;
+}
+
 static inline void fill(void *buffer, const dtype_t *dtype, size_t count, int rank) {
-    for (size_t i = 0; i < count; i++) put(buffer, dtype, i, contribution(rank, i));
+    const pattern_t pattern = contributions(dtype, rank);
+    write_pattern(buffer, dtype, count, &pattern);
 }
 
 static inline void fill_marks(void *buffer, const dtype_t *dtype, size_t count, int rank) {
-    for (size_t i = 0; i < count; i++) put(buffer, dtype, i, mark(rank, i));
+    const pattern_t pattern = marks(dtype, rank);
+    write_pattern(buffer, dtype, count, &pattern);
 }
 
 /* Whether element `i` is exactly `value`. */
@@ -270,26 +306,21 @@ static inline int is(const void *buffer, const dtype_t *dtype, size_t i, double 
 
 /* Whether elements [begin, begin + count) are the marks of `rank` from its element `first` on. */
 static inline int holds_marks(const void *buffer, size_t begin, const dtype_t *dtype, size_t first, size_t count, int rank) {
-    for (size_t i = 0; i < count; i++) {
-        if (!is(buffer, dtype, begin + i, mark(rank, first + i))) return 0;
-    }
-    return 1;
+    const pattern_t pattern = marks(dtype, rank);
+    return matches(buffer, begin, dtype, first, count, &pattern);
 }
 
 /* Whether `buffer` holds what a rank contributed, untouched. */
 static inline int holds_contribution(const void *buffer, const dtype_t *dtype, size_t count, int rank) {
-    for (size_t i = 0; i < count; i++) {
-        if (!is(buffer, dtype, i, contribution(rank, i))) return 0;
-    }
-    return 1;
+    const pattern_t pattern = contributions(dtype, rank);
+    return matches(buffer, 0, dtype, 0, count, &pattern);
 }
 
 /* Whether `buffer` holds elements [first, first + count) of the reduction over `size` ranks. */
 static inline int holds_reduced(const void *buffer, const dtype_t *dtype, size_t first, size_t count, int32_t op, int size) {
-    for (size_t i = 0; i < count; i++) {
-        if (!is(buffer, dtype, i, reduced(op, size, first + i))) return 0;
-    }
-    return 1;
+    pattern_t pattern;
+    for (size_t i = 0; i < PERIOD; i++) put(pattern.elements[i], dtype, 0, reduced(op, size, i));
+    return matches(buffer, 0, dtype, first, count, &pattern);
 }
 
 #endif

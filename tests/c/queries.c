@@ -58,16 +58,17 @@ static void explain_body(tutti_group_t *world, int rank, int size) {
     (void)rank, (void)size;
     for (int32_t format = TUTTI_FORMAT_TEXT; format <= TUTTI_FORMAT_JSON; format++) {
         for (int32_t collective = TUTTI_ALL_REDUCE; collective <= TUTTI_BARRIER; collective++) {
+            const size_t count = collective == TUTTI_BARRIER ? 0 : 4096;
             size_t needed = 0, again = 0;
-            OK(tutti_explain(world, collective, 4096, TUTTI_BFLOAT16, TUTTI_SUM, 0, format, NULL, 0, &needed));
+            OK(tutti_explain(world, collective, count, TUTTI_BFLOAT16, TUTTI_SUM, 0, format, NULL, 0, &needed));
             CHECK(needed > 0);
             char *text = (char *)malloc(needed + 1), start[16];
             CHECK(text != NULL);
-            OK(tutti_explain(world, collective, 4096, TUTTI_BFLOAT16, TUTTI_SUM, 0, format, text, needed + 1, &again));
+            OK(tutti_explain(world, collective, count, TUTTI_BFLOAT16, TUTTI_SUM, 0, format, text, needed + 1, &again));
             CHECK(again == needed && strlen(text) == needed);
             if (format == TUTTI_FORMAT_JSON) CHECK(is_balanced_json(text));
             /* Too little room cuts the text, and says how much there is. */
-            OK(tutti_explain(world, collective, 4096, TUTTI_BFLOAT16, TUTTI_SUM, 0, format, start, sizeof start, &again));
+            OK(tutti_explain(world, collective, count, TUTTI_BFLOAT16, TUTTI_SUM, 0, format, start, sizeof start, &again));
             CHECK(again == needed && strlen(start) == sizeof start - 1 && strncmp(start, text, sizeof start - 1) == 0);
             if (format == TUTTI_FORMAT_TEXT && collective == TUTTI_ALL_REDUCE) {
                 CHECK(strstr(text, "all_reduce") != NULL);
@@ -88,8 +89,7 @@ static void mode_body(tutti_group_t *world, int rank, int size) {
     int32_t mode = -1;
     OK(tutti_all_reduce_mode(world, 4096, TUTTI_FLOAT32, TUTTI_SUM, 0, &mode));
     CHECK(mode == TUTTI_MODE_INPLACE || mode == TUTTI_MODE_OUTPLACE || mode == TUTTI_MODE_BOTH);
-    OK(tutti_all_reduce_mode(world, 4096, TUTTI_BYTES, TUTTI_SUM, 0, &mode));
-    CHECK(mode == TUTTI_MODE_NONE); /* bytes cannot be added */
+    FAILS(TUTTI_INVALID_ARGUMENT, tutti_all_reduce_mode(world, 4096, TUTTI_BYTES, TUTTI_SUM, 0, &mode)); /* no sums */
     FAILS(TUTTI_INVALID_ARGUMENT, tutti_all_reduce_mode(world, 4096, TUTTI_FLOAT32, TUTTI_SUM, 0, NULL));
 }
 
@@ -170,6 +170,13 @@ static void switched_off_body(tutti_group_t *world, int rank, int size) {
     CHECK(strcmp(before, after) != 0);
     OK(tutti_all_reduce(world, &value, &value, 1, TUTTI_INT32, TUTTI_SUM, NULL));
     CHECK(value == size);
+
+    int32_t mode = -1;
+    OK(tutti_group_set_enabled(world, "sockets", 0)); /* now nothing is left */
+    OK(tutti_all_reduce_mode(world, 1, TUTTI_INT32, TUTTI_SUM, 0, &mode));
+    CHECK(mode == TUTTI_MODE_NONE);
+    FAILS(TUTTI_UNSUPPORTED, tutti_all_reduce(world, &value, &value, 1, TUTTI_INT32, TUTTI_SUM, NULL));
+    OK(tutti_group_set_enabled(world, "sockets", 1));
     OK(tutti_group_set_enabled(world, "shm", 1));
     FAILS(TUTTI_INVALID_ARGUMENT, tutti_group_set_enabled(world, "no_such_way", 1));
     FAILS(TUTTI_INVALID_ARGUMENT, tutti_group_set_enabled(world, "shm", 2));

@@ -54,6 +54,7 @@ class Worlds(unittest.TestCase):
             self.assertIsNone(world.failure)
             world.check()
             self.assertEqual(world.cpu().size, 3)
+            world.sync()  # a rank that has left is not alive any more
 
         on_threads(3, body)
 
