@@ -200,6 +200,11 @@ _FUNCTIONS = {
 }
 
 
+def _number(version):
+    major, minor, patch = (int(part) for part in version.split("."))
+    return 10000 * major + 100 * minor + patch
+
+
 def _load():
     """The library, its path, and the C functions by their names without the prefix."""
     soname = "libtutti.so." + __version__.split(".")[0]
@@ -214,24 +219,20 @@ def _load():
     except OSError as error:
         hint = "" if named else "; set TUTTI_LIBRARY to its path"
         raise ImportError(f"tutti: cannot load {path}: {error}{hint}") from None
-    for name in ("tutti_last_error", "tutti_status_string"):
-        getattr(library, name).restype = c_char_p
-    library.tutti_status_string.argtypes = (c_int32,)
-    library.tutti_version.restype = c_uint32
-    found = library.tutti_version()
-    wanted = tuple(int(part) for part in __version__.split("."))
-    if (found // 10000, found // 100 % 100) != wanted[:2]:
-        text = f"{found // 10000}.{found // 100 % 100}.{found % 100}"
-        raise ImportError(f"tutti: this module is of version {__version__}, but {path} is of version {text}")
     functions = {}
-    for name, arguments in _FUNCTIONS.items():
-        try:
-            function = getattr(library, "tutti_" + name)
-        except AttributeError:
-            raise ImportError(f"tutti: {path} lacks tutti_{name}") from None
-        function.restype = c_int32
-        function.argtypes = arguments
-        functions[name] = function
+    try:
+        library.tutti_version.restype = c_uint32
+        found = library.tutti_version()
+        if found // 100 != _number(__version__) // 100:
+            text = f"{found // 10000}.{found // 100 % 100}.{found % 100}"
+            raise ImportError(f"tutti: this module is of version {__version__}, but {path} is of version {text}")
+        library.tutti_last_error.restype = library.tutti_status_string.restype = c_char_p
+        library.tutti_status_string.argtypes = (c_int32,)
+        for name, arguments in _FUNCTIONS.items():
+            functions[name] = getattr(library, "tutti_" + name)
+            functions[name].restype, functions[name].argtypes = c_int32, arguments
+    except AttributeError as error:
+        raise ImportError(f"tutti: {path} is not the library of version {__version__}: {error}") from None
     return library, path, functions
 
 
