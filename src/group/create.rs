@@ -252,6 +252,8 @@ async fn make_in(
     let members = Members::new(name, uid, ranks, endpoint.clone(), board)?;
     channels.keep();
     let (plan, communicators) = dispatch::agree(&members, policy, deadline).await?;
+    let (name, rank, size, digest) = (members.name(), members.rank(), members.size(), plan.digest());
+    log::info!(target: "tutti::group", "group {name:?} is made: rank {rank} of {size}, plan {digest:016x}");
     Ok(Group::new(members, options, plan, communicators))
 }
 
