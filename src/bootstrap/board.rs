@@ -190,7 +190,8 @@ impl Board {
         }
         let mut failure = unpack(word);
         // SAFETY: the acquire load of a non-zero length makes the text's bytes visible; they never change again.
-        let text = unsafe { std::slice::from_raw_parts((&raw const line.text).cast::<u8>(), (length as usize).min(TEXT)) };
+        let text =
+            unsafe { std::slice::from_raw_parts((&raw const line.text).cast::<u8>(), (length as usize).min(TEXT)) };
         failure.text = match length {
             // Whoever failed the group died before it could say more.
             0 => generic(&failure),

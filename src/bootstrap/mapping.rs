@@ -13,6 +13,7 @@ use std::{
 
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, SealFlags},
+    io::Errno,
     mm::{MapFlags, ProtFlags},
 };
 
@@ -41,7 +42,10 @@ impl Mapping {
     /// A new memfd of `length` bytes, to be passed to peers and mapped by each with [`Mapping::open`].
     pub fn create(label: &str, length: usize) -> Result<OwnedFd> {
         let what = |step: &str| format!("{step} {length} bytes of shared memory for {label}");
-        let fd = rustix::fs::memfd_create(label, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Kernels from 6.3 on want to know that nothing will be executed from it; older ones do not know the flag.
+        let fd = rustix::fs::memfd_create(label, flags | MemfdFlags::NOEXEC_SEAL)
+            .or_else(|errno| if errno == Errno::INVAL { rustix::fs::memfd_create(label, flags) } else { Err(errno) })
             .map_err(|errno| Error::system(what("memfd_create refused"), errno))?;
         rustix::fs::ftruncate(&fd, length as u64).map_err(|errno| Error::system(what("cannot size"), errno))?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
@@ -68,14 +72,7 @@ impl Mapping {
         }
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &fd,
-                0,
-            )
+            rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
         }
         .map_err(|errno| Error::system(format_args!("cannot map {length} bytes of shared memory"), errno))?;
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::Internal("mmap gave NULL".into()))?;
@@ -88,7 +85,12 @@ impl Mapping {
     /// them cannot fail.
     pub fn commit(fd: impl AsFd, offset: usize, length: usize) -> Result<()> {
         rustix::fs::fallocate(&fd, FallocateFlags::empty(), offset as u64, length as u64).map_err(|errno| {
-            Error::system(format_args!("cannot commit {length} bytes of shared memory (is the container's memory limit reached?)"), errno)
+            Error::system(
+                format_args!(
+                    "cannot commit {length} bytes of shared memory (is the container's memory limit reached?)"
+                ),
+                errno,
+            )
         })
     }
 

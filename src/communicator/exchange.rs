@@ -74,8 +74,14 @@ const AHEAD: u64 = 2;
 impl<L: Lanes> Exchange<L> {
     /// An exchange between `members`, with no call begun.
     pub fn new(members: Arc<Members>, lanes: L) -> Self {
-        let nothing =
-            Descriptor { collective: Collective::Barrier, dtype: DType::Bytes, op: Op::Sum, root: 0, flags: 0, count: 0 };
+        let nothing = Descriptor {
+            collective: Collective::Barrier,
+            dtype: DType::Bytes,
+            op: Op::Sum,
+            root: 0,
+            flags: 0,
+            count: 0,
+        };
         let pattern = Pattern {
             contributors: Ranks::None,
             length: 0,

@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -25,7 +25,15 @@ pub(super) enum Work {
     /// A collective call; the timeout is resolved.
     Call(Call, Timeout),
     /// A task of the control plane.
-    Task(Task<()>),
+    Task(Task<Outcome>),
+}
+
+/// What a task of the control plane has brought about.
+pub(super) enum Outcome {
+    /// Nothing in this group.
+    Nothing,
+    /// A new plan, agreed by all ranks, that holds from here on.
+    Plan(Arc<Plan>),
 }
 
 /// Where the outcome of started work will be.
@@ -49,6 +57,8 @@ impl Ticket {
 pub(super) struct Core {
     members: Arc<Members>,
     plan: Arc<Plan>,
+    /// The same plan, for whoever asks without going inside.
+    shown: Arc<Mutex<Arc<Plan>>>,
     communicators: Communicators,
     /// Calls begun so far.
     sequence: u64,
@@ -74,7 +84,7 @@ struct Active {
 
 enum Doing {
     Call { candidate: usize, call: Call, sequence: u64, timeout: Timeout, staging: Option<Staging> },
-    Task(Task<()>),
+    Task(Task<Outcome>),
 }
 
 /// The result of a call whose communicator cannot put it where the caller wants it.
@@ -88,18 +98,14 @@ struct Staging {
 unsafe impl Send for Staging {}
 
 impl Core {
-    pub(super) fn new(members: Arc<Members>, plan: Arc<Plan>, communicators: Communicators) -> Self {
-        Core { members, plan, communicators, sequence: 0, active: None, queue: VecDeque::new() }
+    pub(super) fn new(members: Arc<Members>, shown: Arc<Mutex<Arc<Plan>>>, communicators: Communicators) -> Self {
+        let plan = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Core { members, plan, shown, communicators, sequence: 0, active: None, queue: VecDeque::new() }
     }
 
     /// Whether nothing is going on or queued.
     pub(super) fn is_idle(&self) -> bool {
         self.active.is_none() && self.queue.is_empty()
-    }
-
-    /// Takes a new plan. To be done by all ranks between the same two operations.
-    pub(super) fn set_plan(&mut self, plan: Arc<Plan>) {
-        self.plan = plan;
     }
 
     /// Begins a blocking call of an idle core. `Some` if it is over already.
@@ -159,7 +165,8 @@ impl Core {
 
     /// Sleeps until something may have changed for what is going on.
     pub(super) fn rest(&mut self, at_most: Duration) {
-        let waited = self.active.as_ref().and_then(|active| active.since).map_or(Duration::ZERO, |since| since.elapsed());
+        let waited =
+            self.active.as_ref().and_then(|active| active.since).map_or(Duration::ZERO, |since| since.elapsed());
         let at_most = at_most.min(nap(waited));
         match &self.active {
             Some(Active { doing: Doing::Call { candidate, .. }, .. }) => {
@@ -197,7 +204,10 @@ impl Core {
             staging = stage(&mut staged, placement(&self.plan, choice.candidate))?;
         }
         let Some(communicator) = &mut self.communicators[choice.candidate] else {
-            return Err(Error::Internal(format!("the plan names a communicator that is not there for {}", call.descriptor)));
+            return Err(Error::Internal(format!(
+                "the plan names a communicator that is not there for {}",
+                call.descriptor
+            )));
         };
         self.sequence += 1;
         let sequence = self.sequence;
@@ -222,7 +232,12 @@ impl Core {
         let Some(active) = &mut self.active else { return Err(Progress::Pending) };
         let outcome = match &mut active.doing {
             Doing::Task(task) => match task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(outcome) => outcome,
+                Poll::Ready(Ok(Outcome::Plan(plan))) => {
+                    self.plan = plan.clone();
+                    *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+                    Ok(())
+                }
+                Poll::Ready(outcome) => outcome.map(|_| ()),
                 Poll::Pending if self.members.is_closed() => self.members.check(),
                 Poll::Pending => return Err(Progress::Pending),
             },
@@ -256,7 +271,8 @@ impl Core {
     #[cold]
     fn look(&mut self) -> Result<Progress> {
         let now = Instant::now();
-        let Some(Active { doing: Doing::Call { candidate, call, sequence, timeout, .. }, since, .. }) = &mut self.active
+        let Some(Active { doing: Doing::Call { candidate, call, sequence, timeout, .. }, since, .. }) =
+            &mut self.active
         else {
             return Ok(Progress::Pending);
         };

@@ -77,7 +77,11 @@ impl Communication {
             arrived: (0..size).map(|_| VecDeque::new()).collect(),
             on_the_way: (0..size).map(|_| VecDeque::new()).collect(),
         };
-        Communication { meeting: Meeting::new(members.clone()), exchange: Exchange::new(members.clone(), lanes), members }
+        Communication {
+            meeting: Meeting::new(members.clone()),
+            exchange: Exchange::new(members.clone(), lanes),
+            members,
+        }
     }
 }
 

@@ -37,13 +37,18 @@ pub(crate) fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Gr
     });
     let results = std::thread::scope(|scope| {
         let body = &body;
-        let threads: Vec<_> = groups.iter().map(|group| scope.spawn(move || {
-            // A rank that panics must not leave the others waiting.
-            let guard = AbortOnPanic(group);
-            let result = body(group);
-            std::mem::forget(guard);
-            result
-        })).collect();
+        let threads: Vec<_> = groups
+            .iter()
+            .map(|group| {
+                scope.spawn(move || {
+                    // A rank that panics must not leave the others waiting.
+                    let guard = AbortOnPanic(group);
+                    let result = body(group);
+                    std::mem::forget(guard);
+                    result
+                })
+            })
+            .collect();
         threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
     });
     drop(over);

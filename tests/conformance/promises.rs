@@ -57,7 +57,8 @@ fn named(dtype: DType, which: usize) -> u64 {
     let infinity = ((1_u64 << exponent_bits) - 1) << mantissa_bits;
     let minus = 1_u64 << sign;
     let one = ((1_u64 << (exponent_bits - 1)) - 1) << mantissa_bits;
-    [0, minus, infinity, infinity | minus, infinity | 1, infinity - 1, (infinity - 1) | minus, 1, one, one | minus][which]
+    [0, minus, infinity, infinity | minus, infinity | 1, infinity - 1, (infinity - 1) | minus, 1, one, one | minus]
+        [which]
 }
 
 /// One all_reduce, checked against the oracle, for its bits on all ranks, and for what it must not touch.
@@ -78,7 +79,8 @@ fn check_all_reduce(groups: &[Arc<Group>], dtype: DType, op: Op, count: usize, i
         if in_place { send.bytes().to_vec() } else { recv.bytes().to_vec() }
     });
     for (rank, result) in results.iter().enumerate() {
-        let what = || format!("{dtype:?} {op:?} x {count} on {} ranks, in place {in_place}, +{misalignment}", groups.len());
+        let what =
+            || format!("{dtype:?} {op:?} x {count} on {} ranks, in place {in_place}, +{misalignment}", groups.len());
         oracle::same(dtype, &expected, result).unwrap_or_else(|e| panic!("{}: rank {rank}: {e}", what()));
         assert_eq!(*result, results[0], "{}: ranks 0 and {rank} hold different bits", what());
     }
@@ -215,7 +217,10 @@ fn check_movement(
         };
         send.check_guards();
         if let Some(wanted) = wanted {
-            let case = format!("{} of {count} x {dtype:?} {op:?}, root {root}, in place {in_place}, rank {rank}/{size}", collective.name());
+            let case = format!(
+                "{} of {count} x {dtype:?} {op:?}, root {root}, in place {in_place}, rank {rank}/{size}",
+                collective.name()
+            );
             oracle::same(dtype, &wanted, &result).unwrap_or_else(|e| panic!("{case}: {e}"));
         }
     });
@@ -407,7 +412,8 @@ pub(crate) fn a_communicator_says_what_it_can(communicator: &str) {
                 let text = groups[0].explain(&what, Format::Json).unwrap();
                 let said: serde_json::Value = serde_json::from_str(&text).unwrap();
                 assert_eq!(said["chosen"]["communicator"], communicator, "{text}");
-                let row = said["candidates"].as_array().unwrap().iter().find(|row| row["name"] == communicator).unwrap();
+                let row =
+                    said["candidates"].as_array().unwrap().iter().find(|row| row["name"] == communicator).unwrap();
                 // The least that shared memory and sockets must claim.
                 assert_eq!(row["capabilities"]["rank_order"], true);
                 assert_eq!(row["capabilities"]["detects_mismatch"], true);
