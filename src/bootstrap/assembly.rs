@@ -123,7 +123,6 @@ impl<'a> Assembly<'a> {
                 let (rank, theirs, ours) = (hello.rank, hello.size, self.plan.size);
                 mismatch(rank, format!("rank {rank} says the world has {theirs} ranks, rank 0 says {ours}"))
             }
-            Message::Hello(hello) if hello.rank >= hello.size => Ok(None),
             Message::Hello(hello) if hello.host_id != self.plan.host_id && !self.several_hosts => {
                 self.owed.push(channel);
                 let rank = hello.rank;
@@ -155,6 +154,7 @@ impl<'a> Assembly<'a> {
             self.owed.push(guest.channel);
             return Err(Error::failed(Status::Mismatch, Some(rank), text));
         }
+        log::debug!("rank {rank} of {} has arrived: {}", self.plan.size, show_process(&guest.facts));
         self.guests.insert(rank, guest);
         Ok(())
     }
@@ -167,16 +167,15 @@ impl<'a> Assembly<'a> {
     }
 
     /// Tells all ranks who is there.
-    pub(super) async fn introduce(&self, uid: u64, nonce: [u8; 32]) -> Result<()> {
-        let own = Message::Member { rank: 0, contact: Contact::NONE, facts: self.plan.facts.clone() };
+    pub(super) async fn introduce(&self, contact: Contact, uid: u64, nonce: [u8; 32]) -> Result<()> {
+        let own = Message::Member { rank: 0, contact, facts: self.plan.facts.clone() };
         let members = self.guests.iter().map(|(&rank, guest)| {
             Message::Member { rank, contact: guest.contact, facts: guest.facts.clone() }.encode(0)
         });
         let mut bytes = Message::Roster { uid, nonce }.encode(0);
         bytes.extend(own.encode(0));
         bytes.extend(members.flatten());
-        let bytes = &bytes;
-        self.with_all(|_, guest| guest.channel.send_bytes(bytes, &[])).await.map(drop)
+        self.send_all(&bytes).await
     }
 
     /// Hears one message from every rank, and takes from it what `wanted` finds.
@@ -198,14 +197,18 @@ impl<'a> Assembly<'a> {
     }
 
     /// Tells all ranks the same.
-    pub(super) async fn tell_all(&self, message: &Message) -> Result<()> {
-        self.with_all(|_, guest| guest.channel.send(message, &[])).await.map(drop)
+    pub(super) async fn tell_all(&self, messages: &[Message]) -> Result<()> {
+        self.send_all(&messages.iter().flat_map(|message| message.encode(0)).collect::<Vec<_>>()).await
+    }
+
+    async fn send_all(&self, bytes: &[u8]) -> Result<()> {
+        self.with_all(|_, guest| guest.channel.send_bytes(bytes, &[])).await.map(drop)
     }
 
     /// Waits until every rank has all it needs, then lets them go.
     pub(super) async fn finish(&self) -> Result<()> {
         self.hear_all(|_, message| (message == Message::Ready).then_some(())).await?;
-        self.tell_all(&Message::Commit).await
+        self.tell_all(&[Message::Commit]).await
     }
 
     /// Does the same with every guest, side by side, until all have succeeded, one has failed, or time is up.
