@@ -3,6 +3,8 @@
 //! [`join`] brings one rank into its world, [`local`] makes a world inside this process; both hand over a [`Mesh`]:
 //! a connection to every other rank. They block until a deadline and leave no thread, name or file behind.
 //!
+//! The rendezvous:
+//!
 //! * `environment` — which world: what the launcher's variables say;
 //! * [`unique_id`] — a world named by 128 secret bytes instead;
 //! * `gathered` — or brought together by the caller's own all-gather;
@@ -11,11 +13,23 @@
 //! * `local`, `hosts` — the ways to rank 0 on one host and over the network; `deal` — connections on one host;
 //! * `door`, `auth` — strangers: heard one beside the other, briefly, until they have proved who they are;
 //! * `wire`, `channel`, `tasks` — messages, sockets, waiting for many of them on one thread;
-//! * [`mesh`] — what is handed over.
+//! * `mesh` — what is handed over.
+//!
+//! And what stands on it:
+//!
+//! * [`control`] — messages and descriptors over those connections, for all groups of a rank;
+//! * [`session`] — several ranks doing one thing together, round by round, bounded;
+//! * [`members`] — the members of a group: who is there, who is lost, what failed first;
+//! * [`board`] and [`bell`] — what a group on one host shares: headers of calls, the first failure, wake-ups;
+//! * [`mapping`] — memory that ranks share;
+//! * [`service`] — the thread that hears other hosts.
 
 mod assembly;
 mod auth;
+pub mod bell;
+pub mod board;
 mod channel;
+pub mod control;
 mod deal;
 mod door;
 mod entry;
@@ -23,12 +37,17 @@ mod environment;
 mod gathered;
 mod hosts;
 mod local;
+pub mod mapping;
+pub mod members;
 mod mesh;
 mod plan;
+pub mod service;
+pub mod session;
 mod tasks;
 pub mod unique_id;
 mod wire;
 
+pub use members::{Channel, Members};
 pub use mesh::{Link, Mesh, Peer};
 
 use self::{

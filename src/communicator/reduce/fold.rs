@@ -1,0 +1,173 @@
+//! What an operation does with two elements, and with the last result.
+//!
+//! An operation meets an element type in a [`Fold`]; the loops know nothing else.
+
+use std::marker::PhantomData;
+
+use super::codec::{Codec, Ordered};
+
+/// One operation on one element type.
+pub(super) trait Fold {
+    /// The element in memory.
+    type Raw: Copy;
+    /// What is carried from rank to rank.
+    type Acc: Copy;
+
+    /// Takes up elements of one rank.
+    fn load<const N: usize>(raw: [Self::Raw; N]) -> [Self::Acc; N];
+    /// Adds an element of the next rank.
+    fn fold(acc: Self::Acc, next: Self::Acc) -> Self::Acc;
+    /// Turns what `ranks` ranks made into elements.
+    fn store<const N: usize>(acc: [Self::Acc; N], ranks: usize) -> [Self::Raw; N];
+}
+
+/// What is accumulated.
+pub(super) trait Arithmetic: Copy {
+    fn add(self, other: Self) -> Self;
+    fn multiply(self, other: Self) -> Self;
+    fn divide(self, ranks: usize) -> Self;
+}
+
+macro_rules! arithmetic {
+    (integer $($int:ty, $wide:ty;)*) => { $(
+        impl Arithmetic for $int {
+            #[inline(always)]
+            fn add(self, other: Self) -> Self {
+                self.wrapping_add(other)
+            }
+
+            #[inline(always)]
+            fn multiply(self, other: Self) -> Self {
+                self.wrapping_mul(other)
+            }
+
+            #[inline(always)]
+            fn divide(self, ranks: usize) -> Self {
+                // Wide, because an 8-bit integer may be too short for the number of ranks.
+                (self as $wide / ranks as $wide) as Self
+            }
+        }
+    )* };
+    (float $($float:ty)*) => { $(
+        impl Arithmetic for $float {
+            #[inline(always)]
+            fn add(self, other: Self) -> Self {
+                self + other
+            }
+
+            #[inline(always)]
+            fn multiply(self, other: Self) -> Self {
+                self * other
+            }
+
+            #[inline(always)]
+            fn divide(self, ranks: usize) -> Self {
+                self / ranks as Self
+            }
+        }
+    )* };
+}
+
+arithmetic! { integer i8, i64; u8, u64; i32, i64; u32, u64; i64, i64; u64, u64; }
+arithmetic! { float f32 f64 }
+
+/// How a result is accumulated.
+pub(super) trait Operation {
+    fn fold<A: Arithmetic>(acc: A, next: A) -> A;
+
+    /// What is done with the last result.
+    #[inline(always)]
+    fn finish<A: Arithmetic>(acc: A, _ranks: usize) -> A {
+        acc
+    }
+}
+
+pub(super) struct Sum;
+
+impl Operation for Sum {
+    #[inline(always)]
+    fn fold<A: Arithmetic>(acc: A, next: A) -> A {
+        acc.add(next)
+    }
+}
+
+pub(super) struct Prod;
+
+impl Operation for Prod {
+    #[inline(always)]
+    fn fold<A: Arithmetic>(acc: A, next: A) -> A {
+        acc.multiply(next)
+    }
+}
+
+/// The sum, divided once by the number of ranks.
+pub(super) struct Avg;
+
+impl Operation for Avg {
+    #[inline(always)]
+    fn fold<A: Arithmetic>(acc: A, next: A) -> A {
+        acc.add(next)
+    }
+
+    #[inline(always)]
+    fn finish<A: Arithmetic>(acc: A, ranks: usize) -> A {
+        acc.divide(ranks)
+    }
+}
+
+/// An operation whose result is made of all elements.
+pub(super) struct Accumulate<C, O>(PhantomData<(C, O)>);
+
+impl<C: Codec, O: Operation> Fold for Accumulate<C, O> {
+    type Raw = C::Raw;
+    type Acc = C::Acc;
+
+    #[inline(always)]
+    fn load<const N: usize>(raw: [C::Raw; N]) -> [C::Acc; N] {
+        C::decode_all(raw)
+    }
+
+    #[inline(always)]
+    fn fold(acc: C::Acc, next: C::Acc) -> C::Acc {
+        O::fold(acc, next)
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(mut all: [C::Acc; N], ranks: usize) -> [C::Raw; N] {
+        for acc in &mut all {
+            *acc = O::finish(*acc, ranks);
+        }
+        C::encode_all(all)
+    }
+}
+
+/// The greatest or the least element.
+pub(super) struct Extreme<C, const GREATEST: bool>(PhantomData<C>);
+
+impl<C: Ordered, const GREATEST: bool> Fold for Extreme<C, GREATEST> {
+    type Raw = C::Raw;
+    type Acc = C::Key;
+
+    #[inline(always)]
+    fn load<const N: usize>(raw: [C::Raw; N]) -> [C::Key; N] {
+        let mut keys = [C::key::<GREATEST>(raw[0]); N];
+        for i in 0..N {
+            keys[i] = C::key::<GREATEST>(raw[i]);
+        }
+        keys
+    }
+
+    #[inline(always)]
+    fn fold(acc: C::Key, next: C::Key) -> C::Key {
+        C::choose::<GREATEST>(acc, next)
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(keys: [C::Key; N], _ranks: usize) -> [C::Raw; N] {
+        let mut all = [C::element::<GREATEST>(keys[0]); N];
+        for i in 0..N {
+            all[i] = C::element::<GREATEST>(keys[i]);
+        }
+        all
+    }
+}

@@ -1,0 +1,202 @@
+//! The loops: one body, compiled once for each instruction set that this processor may have.
+//!
+//! A chunk of elements is read from every rank before it is written, so the destination may be one of the sources;
+//! what is accumulated stays in registers. All paths run the same operations in the same order and give the same
+//! bits; only the number of elements in flight differs.
+
+use std::sync::OnceLock;
+
+use super::{
+    codec::{Bf16, Codec, E4m3, E5m2, F16, Integer, Native, Ordered},
+    fold::{Accumulate, Avg, Extreme, Fold, Prod, Sum},
+};
+use crate::dtype::{DType, OPS, Op, REDUCIBLE};
+
+/// One operation on one element type, for one instruction set.
+///
+/// # Safety
+///
+/// As for [`super::reduce`]; the instruction set must be there, and `sources` not empty.
+pub(super) type Reducer = unsafe fn(sources: &[*const u8], dst: *mut u8, count: usize);
+
+/// The fastest reducer here; `None` for an element type that cannot be reduced.
+#[inline]
+pub(super) fn best(dtype: DType, op: Op) -> Option<Reducer> {
+    static TABLE: OnceLock<Table> = OnceLock::new();
+    let table = TABLE.get_or_init(|| all().pop().map_or_else(table::<Portable>, |(_, table)| table));
+    Some(table.get(dtype as usize)?[op as usize])
+}
+
+/// The reducers of one path, by the numbers of dtype and op.
+pub(super) type Table = [[Reducer; OPS.len()]; REDUCIBLE.len()];
+
+/// Every path that this processor can run, the fastest last.
+pub(super) fn all() -> Vec<(&'static str, Table)> {
+    #[allow(unused_mut, reason = "some processors have but one path")]
+    let mut paths = vec![("portable", table::<Portable>())];
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+        paths.push(("avx2", table::<Avx2>()));
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            paths.push(("avx512", table::<Avx512>()));
+        }
+    }
+    paths
+}
+
+fn table<P: Path>() -> Table {
+    REDUCIBLE.map(|dtype| {
+        OPS.map(|op| match dtype {
+            DType::Int8 => pick::<P, Integer<i8>, Integer<i8>>(op),
+            DType::Uint8 => pick::<P, Integer<u8>, Integer<u8>>(op),
+            DType::Int32 => pick::<P, Integer<i32>, Integer<i32>>(op),
+            DType::Uint32 => pick::<P, Integer<u32>, Integer<u32>>(op),
+            DType::Int64 => pick::<P, Integer<i64>, Integer<i64>>(op),
+            DType::Uint64 => pick::<P, Integer<u64>, Integer<u64>>(op),
+            DType::Float16 => pick::<P, P::F16, F16>(op),
+            DType::Float32 => pick::<P, Native<f32>, Native<f32>>(op),
+            DType::Float64 => pick::<P, Native<f64>, Native<f64>>(op),
+            DType::Bfloat16 => pick::<P, Bf16, Bf16>(op),
+            DType::Float8E4M3 => pick::<P, E4m3, E4m3>(op),
+            DType::Float8E5M2 => pick::<P, E5m2, E5m2>(op),
+            DType::Bool | DType::Int16 | DType::Bytes => unreachable!("not among the reducible"),
+        })
+    })
+}
+
+fn pick<P: Path, C: Codec, O: Ordered>(op: Op) -> Reducer {
+    match op {
+        Op::Sum => P::reducer::<Accumulate<C, Sum>>(),
+        Op::Prod => P::reducer::<Accumulate<C, Prod>>(),
+        Op::Max => P::reducer::<Extreme<O, true>>(),
+        Op::Min => P::reducer::<Extreme<O, false>>(),
+        Op::Avg => P::reducer::<Accumulate<C, Avg>>(),
+    }
+}
+
+/// An instruction set.
+trait Path {
+    /// How binary16 is best read and written.
+    type F16: Codec;
+
+    fn reducer<F: Fold>() -> Reducer;
+}
+
+/// What the target always has: SSE2 on x86-64, NEON on AArch64.
+struct Portable;
+
+impl Path for Portable {
+    type F16 = F16;
+
+    fn reducer<F: Fold>() -> Reducer {
+        /// # Safety
+        /// As for [`Reducer`].
+        unsafe fn run<F: Fold>(sources: &[*const u8], dst: *mut u8, count: usize) {
+            // SAFETY: the promises are passed on.
+            unsafe { body::<F>(sources, dst, count) }
+        }
+        run::<F>
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+/// What only some processors have: AVX2 with F16C, and AVX-512 as of Skylake's servers.
+struct Avx2;
+
+#[cfg(target_arch = "x86_64")]
+impl Path for Avx2 {
+    type F16 = super::f16c::F16c<false>;
+
+    fn reducer<F: Fold>() -> Reducer {
+        /// # Safety
+        /// As for [`Reducer`].
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn run<F: Fold>(sources: &[*const u8], dst: *mut u8, count: usize) {
+            // SAFETY: the promises are passed on.
+            unsafe { body::<F>(sources, dst, count) }
+        }
+        run::<F>
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct Avx512;
+
+#[cfg(target_arch = "x86_64")]
+impl Path for Avx512 {
+    type F16 = super::f16c::F16c<true>;
+
+    fn reducer<F: Fold>() -> Reducer {
+        /// # Safety
+        /// As for [`Reducer`].
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+        unsafe fn run<F: Fold>(sources: &[*const u8], dst: *mut u8, count: usize) {
+            // SAFETY: the promises are passed on.
+            unsafe { body::<F>(sources, dst, count) }
+        }
+        run::<F>
+    }
+}
+
+/// Elements in flight: enough to fill four of the widest registers with accumulators, then a step for what is left.
+const WIDE: usize = 32;
+const NARROW: usize = 8;
+
+/// # Safety
+///
+/// As for [`super::reduce`], with at least one source.
+#[inline(always)]
+unsafe fn body<F: Fold>(sources: &[*const u8], dst: *mut u8, count: usize) {
+    // SAFETY: the promises are passed on; the three calls share the elements out among them.
+    unsafe {
+        let done = if let &[first, second] = sources {
+            chunks::<F, WIDE>(&[first, second], dst, 0, count)
+        } else {
+            chunks::<F, WIDE>(sources, dst, 0, count)
+        };
+        let done = chunks::<F, NARROW>(sources, dst, done, count);
+        chunks::<F, 1>(sources, dst, done, count);
+    }
+}
+
+/// Reduces elements `done..count` as far as chunks of `N` reach, and returns how far that is.
+///
+/// # Safety
+///
+/// As for [`body`].
+#[inline(always)]
+unsafe fn chunks<F: Fold, const N: usize>(sources: &[*const u8], dst: *mut u8, mut done: usize, count: usize) -> usize {
+    while count - done >= N {
+        // SAFETY: the caller promised `count` elements in each, and `done + N` is no more.
+        let read =
+            |source: *const u8| unsafe { source.cast::<F::Raw>().add(done).cast::<[F::Raw; N]>().read_unaligned() };
+        let mut acc = F::load(read(sources[0]));
+        for source in &sources[1..] {
+            let next = F::load(read(*source));
+            for i in 0..N {
+                acc[i] = F::fold(acc[i], next[i]);
+            }
+        }
+        let chunk = F::store(acc, sources.len());
+        // SAFETY: as above; the sources' chunk has been read.
+        unsafe { dst.cast::<F::Raw>().add(done).cast::<[F::Raw; N]>().write_unaligned(chunk) };
+        done = opaque(done + N);
+    }
+    done
+}
+
+/// Hides where a number comes from, at no cost: the chunks are as wide as the processor likes them, and a compiler
+/// that tried to work on several at a time would only gather and scatter.
+#[inline(always)]
+fn opaque(mut number: usize) -> usize {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: there is no instruction.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags))
+    };
+    number
+}
