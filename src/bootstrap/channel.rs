@@ -14,7 +14,7 @@ use std::{
 
 use rustix::{
     event::PollFlags,
-    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     io::Errno,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -81,6 +81,11 @@ impl Channel {
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Whether both are the same end of the same connection.
+    pub(super) fn is(&self, other: &Channel) -> bool {
+        Arc::ptr_eq(&self.socket, &other.socket)
     }
 
     /// This end's address, of a TCP connection.
@@ -300,12 +305,18 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// The process (0 where it has no number here) and the user at the other end of a Unix socket: of a listener those
 /// who began to listen, of a connection those who connected.
 pub(super) fn credentials(socket: BorrowedFd<'_>) -> Result<(u32, u32), Errno> {
+    credentials_of_number(socket.as_raw_fd())
+}
+
+/// The same of a descriptor that may not be open, or be anything.
+pub(super) fn credentials_of_number(descriptor: RawFd) -> Result<(u32, u32), Errno> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
     // rustix reads the same option, but into a type that cannot hold the 0 of a process in another PID namespace.
-    // SAFETY: `peer` and `length` are valid for writing, and `length` is the size of `peer`.
+    // SAFETY: `peer` and `length` are valid for writing, and `length` is the size of `peer`; the kernel checks the
+    // descriptor, and asking changes nothing.
     let code = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &mut length)
+        libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &mut length)
     };
     if code != 0 {
         return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));

@@ -131,8 +131,8 @@ fn by_environment(options: &WorldOptions, address: Option<Address>, place: Place
     }
     // An address is a meeting place of its own; only on one host must the key alone lead there.
     let key = match address {
-        Some(_) => environment::key(&variable).unwrap_or_default(),
-        None => environment::key(&variable)?,
+        Some(_) => environment::key(&variable, None).unwrap_or_default(),
+        None => environment::key(&variable, Some(&maker_of))?,
     };
     let turn = Turn::begin(key.clone(), place.rank)?;
     let made = turn.made.to_le_bytes();
@@ -145,6 +145,11 @@ fn by_environment(options: &WorldOptions, address: Option<Address>, place: Place
     };
     turn.finish();
     Ok(mesh)
+}
+
+/// The process that made a socket of this process, where it has a number here.
+fn maker_of(descriptor: i32) -> Option<u32> {
+    channel::credentials_of_number(descriptor).ok().map(|(process, _)| process).filter(|&process| process != 0)
 }
 
 /// A world that a unique id names; `address` is where to look for rank 0 instead of where the id says.
