@@ -58,8 +58,12 @@ pub(super) struct Assembly<'a> {
     pub(super) guests: BTreeMap<u32, Guest>,
     /// The least of all ranks that have come.
     pub(super) patience: Patience,
+    /// Those who have said hello and are asked how long they wait.
+    greeted: Vec<Channel>,
     /// Those who came but are no guests, and shall hear why.
     owed: Vec<Channel>,
+    /// How many came for a place that was taken.
+    surplus: u64,
 }
 
 /// What happens at a guest's channel while others are awaited.
@@ -67,14 +71,22 @@ enum Event {
     /// A joiner has answered.
     Arrived(Box<Hello>, Guest, Patience),
     /// A joiner has gone before it answered, perhaps before rank 0 was here.
-    Vanished,
+    Vanished(Channel),
     /// A guest says something, or is gone.
     Stirred(u32),
 }
 
 impl<'a> Assembly<'a> {
     pub(super) fn new(plan: &'a Plan, several_hosts: bool) -> Self {
-        Assembly { plan, several_hosts, guests: BTreeMap::new(), patience: plan.patience, owed: Vec::new() }
+        Assembly {
+            plan,
+            several_hosts,
+            guests: BTreeMap::new(),
+            patience: plan.patience,
+            greeted: Vec::new(),
+            owed: Vec::new(),
+            surplus: 0,
+        }
     }
 
     /// Waits for all ranks.
@@ -84,11 +96,13 @@ impl<'a> Assembly<'a> {
             match race(race(door.next(), events.next()), sleep_until(self.patience.deadline)).await {
                 First::Left(First::Left(visitor)) => {
                     if let Some((hello, guest)) = self.judge(visitor)? {
+                        self.greeted.push(guest.channel.clone());
                         events.push(attend(hello, guest));
                     }
                 }
                 First::Left(First::Right(Event::Arrived(hello, guest, patience))) => {
                     let rank = hello.rank;
+                    self.greeted.retain(|channel| !channel.is(&guest.channel));
                     self.seat(*hello, guest)?;
                     self.patience = self.patience.shorter(patience);
                     if let Some(channel) = self.guests.get(&rank).map(|guest| guest.channel.clone()) {
@@ -98,7 +112,7 @@ impl<'a> Assembly<'a> {
                         });
                     }
                 }
-                First::Left(First::Right(Event::Vanished)) => {}
+                First::Left(First::Right(Event::Vanished(gone))) => self.greeted.retain(|channel| !channel.is(&gone)),
                 First::Left(First::Right(Event::Stirred(rank))) => return Err(self.hear_out(rank).await),
                 First::Right(()) => return Err(self.missing(&door.refusals())),
             }
@@ -123,7 +137,6 @@ impl<'a> Assembly<'a> {
                 let (rank, theirs, ours) = (hello.rank, hello.size, self.plan.size);
                 mismatch(rank, format!("rank {rank} says the world has {theirs} ranks, rank 0 says {ours}"))
             }
-            Message::Hello(hello) if hello.rank >= hello.size => Ok(None),
             Message::Hello(hello) if hello.host_id != self.plan.host_id && !self.several_hosts => {
                 self.owed.push(channel);
                 let rank = hello.rank;
@@ -153,8 +166,10 @@ impl<'a> Assembly<'a> {
                 show_process(&guest.facts)
             );
             self.owed.push(guest.channel);
+            self.surplus += 1;
             return Err(Error::failed(Status::Mismatch, Some(rank), text));
         }
+        log::debug!("rank {rank} of {} has arrived: {}", self.plan.size, show_process(&guest.facts));
         self.guests.insert(rank, guest);
         Ok(())
     }
@@ -167,16 +182,15 @@ impl<'a> Assembly<'a> {
     }
 
     /// Tells all ranks who is there.
-    pub(super) async fn introduce(&self, uid: u64, nonce: [u8; 32]) -> Result<()> {
-        let own = Message::Member { rank: 0, contact: Contact::NONE, facts: self.plan.facts.clone() };
+    pub(super) async fn introduce(&self, contact: Contact, uid: u64, nonce: [u8; 32]) -> Result<()> {
+        let own = Message::Member { rank: 0, contact, facts: self.plan.facts.clone() };
         let members = self.guests.iter().map(|(&rank, guest)| {
             Message::Member { rank, contact: guest.contact, facts: guest.facts.clone() }.encode(0)
         });
         let mut bytes = Message::Roster { uid, nonce }.encode(0);
         bytes.extend(own.encode(0));
         bytes.extend(members.flatten());
-        let bytes = &bytes;
-        self.with_all(|_, guest| guest.channel.send_bytes(bytes, &[])).await.map(drop)
+        self.send_all(&bytes).await
     }
 
     /// Hears one message from every rank, and takes from it what `wanted` finds.
@@ -198,14 +212,18 @@ impl<'a> Assembly<'a> {
     }
 
     /// Tells all ranks the same.
-    pub(super) async fn tell_all(&self, message: &Message) -> Result<()> {
-        self.with_all(|_, guest| guest.channel.send(message, &[])).await.map(drop)
+    pub(super) async fn tell_all(&self, messages: &[Message]) -> Result<()> {
+        self.send_all(&messages.iter().flat_map(|message| message.encode(0)).collect::<Vec<_>>()).await
+    }
+
+    async fn send_all(&self, bytes: &[u8]) -> Result<()> {
+        self.with_all(|_, guest| guest.channel.send_bytes(bytes, &[])).await.map(drop)
     }
 
     /// Waits until every rank has all it needs, then lets them go.
     pub(super) async fn finish(&self) -> Result<()> {
         self.hear_all(|_, message| (message == Message::Ready).then_some(())).await?;
-        self.tell_all(&Message::Commit).await
+        self.tell_all(&[Message::Commit]).await
     }
 
     /// Does the same with every guest, side by side, until all have succeeded, one has failed, or time is up.
@@ -269,12 +287,13 @@ impl<'a> Assembly<'a> {
         let verdict = Message::verdict(error, 0);
         let mut farewells = Crowd::new();
         let mut told = 0u64;
-        for channel in self.owed.into_iter().chain(self.guests.into_values().map(|guest| guest.channel)) {
+        let guests = self.guests.into_values().map(|guest| guest.channel);
+        for channel in self.owed.into_iter().chain(self.greeted).chain(guests) {
             farewells.push(farewell(channel, verdict.clone()));
             told += 1;
         }
         // After a timeout nobody is on the way any more, as far as one can tell.
-        let others = u64::from(self.plan.size).saturating_sub(1);
+        let others = u64::from(self.plan.size).saturating_sub(1) + self.surplus;
         let awaited = if error.status() == Status::Timeout { 0 } else { others };
         let conversation = async {
             while farewells.len() > 0 || told < awaited {
@@ -301,7 +320,7 @@ async fn attend(hello: Box<Hello>, guest: Guest) -> Event {
         Some(Ok((Message::Waits { patience_ms, timeout_ms }, _))) => {
             Event::Arrived(hello, guest, Patience::from_ms(patience_ms, timeout_ms))
         }
-        _ => Event::Vanished,
+        _ => Event::Vanished(channel),
     }
 }
 

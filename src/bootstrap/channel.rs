@@ -4,19 +4,21 @@
 //! wait is a task, so the caller sets the deadline.
 
 use std::{
+    fmt,
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use rustix::{
     event::PollFlags,
-    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     io::Errno,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
     },
 };
 
@@ -46,8 +48,8 @@ pub(super) enum Broken {
     DescriptorsLost,
 }
 
-impl std::fmt::Display for Broken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Broken::Closed => f.write_str("the connection was closed"),
             Broken::System(errno) => write!(f, "the connection broke: {}", std::io::Error::from(*errno)),
@@ -79,6 +81,25 @@ impl Channel {
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Whether both are the same end of the same connection.
+    pub(super) fn is(&self, other: &Channel) -> bool {
+        Arc::ptr_eq(&self.socket, &other.socket)
+    }
+
+    /// This end's address, of a TCP connection.
+    pub(super) fn local_address(&self) -> Result<SocketAddr, Errno> {
+        rustix::net::getsockname(&*self.socket)?.try_into()
+    }
+
+    /// Whom to name in a text.
+    pub(super) fn peer_name(&self) -> String {
+        let address = rustix::net::getpeername(&*self.socket).ok().flatten();
+        match address.and_then(|address| SocketAddr::try_from(address).ok()) {
+            Some(address) => address.to_string(),
+            None => "a process on this host".into(),
+        }
     }
 
     /// The socket itself, when nothing else is to be said here.
@@ -189,6 +210,7 @@ impl Channel {
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: Arc<OwnedFd>,
+    tcp: bool,
 }
 
 impl Drop for Listener {
@@ -203,14 +225,34 @@ impl Listener {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
         rustix::net::listen(&socket, BACKLOG)?;
-        Ok(Listener { socket: Arc::new(socket) })
+        Ok(Listener { socket: Arc::new(socket), tcp: false })
+    }
+
+    /// Listens on a TCP address; port 0 takes any.
+    pub(super) fn tcp(address: SocketAddr) -> Result<Self, Errno> {
+        let socket = rustix::net::socket_with(family(address.ip()), SocketType::STREAM, FLAGS, None)?;
+        // Connections of an earlier world may still be closing.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        Ok(Listener { socket: Arc::new(socket), tcp: true })
+    }
+
+    /// Where a TCP socket listens.
+    pub(super) fn address(&self) -> Result<SocketAddr, Errno> {
+        rustix::net::getsockname(&*self.socket)?.try_into()
     }
 
     /// Takes the next connection.
     pub(super) async fn accept(&self) -> Result<Channel, Errno> {
         loop {
             match rustix::net::accept_with(&*self.socket, FLAGS) {
-                Ok(socket) => return Ok(Channel::new(socket)),
+                Ok(socket) => {
+                    // The option fails only on a connection that is gone already.
+                    if !self.tcp || sockopt::set_tcp_nodelay(&socket, true).is_ok() {
+                        return Ok(Channel::new(socket));
+                    }
+                }
                 Err(Errno::AGAIN) => ready(&self.socket, PollFlags::IN).await,
                 // accept(2): errors of the connection itself, which is gone.
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -233,6 +275,28 @@ pub(super) fn connect_unix(name: &[u8]) -> Result<Channel, Errno> {
     }
 }
 
+/// Connects to a TCP address.
+pub(super) async fn connect_tcp(address: SocketAddr) -> Result<Channel, Errno> {
+    let socket = Arc::new(rustix::net::socket_with(family(address.ip()), SocketType::STREAM, FLAGS, None)?);
+    sockopt::set_tcp_nodelay(&*socket, true)?;
+    match rustix::net::connect(&*socket, &address) {
+        // An interrupted attempt goes on in the background, as a non-blocking one does.
+        Err(Errno::INPROGRESS | Errno::INTR) => {
+            ready(&socket, PollFlags::OUT).await;
+            while rustix::net::getpeername(&*socket).is_err() {
+                sockopt::socket_error(&*socket)??;
+                ready(&socket, PollFlags::OUT).await;
+            }
+        }
+        outcome => outcome?,
+    }
+    Ok(Channel { socket })
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
+}
+
 /// Two connected Unix sockets.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)
@@ -241,12 +305,18 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
 /// The process (0 where it has no number here) and the user at the other end of a Unix socket: of a listener those
 /// who began to listen, of a connection those who connected.
 pub(super) fn credentials(socket: BorrowedFd<'_>) -> Result<(u32, u32), Errno> {
+    credentials_of_number(socket.as_raw_fd())
+}
+
+/// The same of a descriptor that may not be open, or be anything.
+pub(super) fn credentials_of_number(descriptor: RawFd) -> Result<(u32, u32), Errno> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
     // rustix reads the same option, but into a type that cannot hold the 0 of a process in another PID namespace.
-    // SAFETY: `peer` and `length` are valid for writing, and `length` is the size of `peer`.
+    // SAFETY: `peer` and `length` are valid for writing, and `length` is the size of `peer`; the kernel checks the
+    // descriptor, and asking changes nothing.
     let code = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &mut length)
+        libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &mut length)
     };
     if code != 0 {
         return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fd::OwnedFd;
 
 use super::{
+    auth::{Trust, demand},
     channel::{Channel, Listener, credentials},
     tasks::{Crowd, First, race, sleep, until},
     wire::Message,
@@ -24,6 +25,17 @@ const FULL: Duration = Duration::from_millis(20);
 /// Refusals that are logged; the rest is only counted.
 const LOGGED: u64 = 10;
 
+/// What is asked of everybody who comes.
+#[derive(Clone, Debug)]
+pub(super) enum Check {
+    /// To be a process of this user, on this host.
+    SameUser,
+    /// To know something.
+    Trust(Trust),
+    /// Both.
+    SameUserAnd(Trust),
+}
+
 /// Somebody who may speak, and what was said first.
 pub(super) struct Visitor {
     pub(super) channel: Channel,
@@ -34,6 +46,7 @@ pub(super) struct Visitor {
 /// A listener with the visitors that are being heard.
 pub(super) struct Door {
     listener: Listener,
+    check: Check,
     heard: Crowd<'static, Result<Visitor, String>>,
     limit: usize,
     refused: u64,
@@ -43,9 +56,9 @@ pub(super) struct Door {
 
 impl Door {
     /// A door for a world of `size` ranks.
-    pub(super) fn new(listener: Listener, size: u32) -> Self {
+    pub(super) fn new(listener: Listener, check: Check, size: u32) -> Self {
         let limit = EXTRA_VISITORS.saturating_add(size as usize);
-        Door { listener, heard: Crowd::new(), limit, refused: 0, reason: String::new() }
+        Door { listener, check, heard: Crowd::new(), limit, refused: 0, reason: String::new() }
     }
 
     /// The next visitor. Dropping this loses nobody.
@@ -59,7 +72,7 @@ impl Door {
                         self.heard.drop_oldest();
                         self.refuse("too many said nothing".into());
                     }
-                    self.heard.push(hear(channel));
+                    self.heard.push(hear(channel, self.check.clone()));
                 }
                 First::Right(Err(errno)) => {
                     self.refuse(format!("accepting failed: {}", std::io::Error::from(errno)));
@@ -73,6 +86,7 @@ impl Door {
     pub(super) fn refusals(&self) -> String {
         match self.refused {
             0 => String::new(),
+            1 => format!("; 1 connection was refused because {}", self.reason),
             count => format!("; {count} connections were refused, the last because {}", self.reason),
         }
     }
@@ -87,17 +101,21 @@ impl Door {
 }
 
 /// Hears one visitor out.
-async fn hear(channel: Channel) -> Result<Visitor, String> {
+async fn hear(channel: Channel, check: Check) -> Result<Visitor, String> {
     let deadline = Instant::now().checked_add(HEARING);
     let conversation = async {
-        same_user(&channel)?;
-        let (message, descriptors) = channel.receive().await.map_err(|broken| broken.to_string())?;
-        Ok((message, descriptors))
+        if let Check::SameUser | Check::SameUserAnd(_) = check {
+            same_user(&channel)?;
+        }
+        if let Check::Trust(trust) | Check::SameUserAnd(trust) = &check {
+            demand(&channel, trust).await.map_err(|denied| denied.to_string())?;
+        }
+        channel.receive().await.map_err(|broken| broken.to_string())
     };
     match until(deadline, conversation).await {
         Some(Ok((message, descriptors))) => Ok(Visitor { channel, message, descriptors }),
-        Some(Err(reason)) => Err(reason),
-        None => Err(format!("nothing useful came within {} s", HEARING.as_secs())),
+        Some(Err(reason)) => Err(format!("{reason} ({})", channel.peer_name())),
+        None => Err(format!("nothing useful came within {} s from {}", HEARING.as_secs(), channel.peer_name())),
     }
 }
 

@@ -40,7 +40,8 @@ pub(super) struct Roster {
 pub(super) struct Entry<'a> {
     pub(super) plan: &'a Plan,
     pub(super) channel: Channel,
-    deadline: Option<Instant>,
+    /// When to stop hoping that rank 0 says something.
+    pub(super) deadline: Option<Instant>,
 }
 
 impl<'a> Entry<'a> {
@@ -127,7 +128,8 @@ impl<'a> Entry<'a> {
         farewell(self.channel, Message::verdict(error, self.plan.rank)).await;
     }
 
-    fn silent(&self) -> Error {
+    /// Rank 0 has said nothing for too long.
+    pub(super) fn silent(&self) -> Error {
         let text = format!("the world was not made {}, and rank 0 does not say why", self.plan.patience.within());
         Error::failed(Status::Timeout, Some(0), text)
     }

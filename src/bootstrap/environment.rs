@@ -50,7 +50,7 @@ const LAUNCHERS: [Launcher; 4] = [
         local_size: &["OMPI_COMM_WORLD_LOCAL_SIZE"],
         nodes: &[],
         also: None,
-        job: &[&["PMIX_NAMESPACE"], &["OMPI_MCA_ess_base_jobid"], &["OMPI_MCA_orte_ess_jobid"]],
+        job: &[&["PMIX_NAMESPACE"], &["OMPI_MCA_ess_base_jobid"]],
     },
     Launcher {
         name: "MPICH",
@@ -101,7 +101,8 @@ pub(super) fn place(lookup: Lookup<'_>, given: Option<(u32, u32)>) -> Result<Pla
 }
 
 /// What all ranks of the world share and no other world on this host has: the job that started them.
-pub(super) fn key(lookup: Lookup<'_>) -> Result<String> {
+/// `maker` tells which process made the socket of this number; without it only what all hosts know counts.
+pub(super) fn key(lookup: Lookup<'_>, maker: Option<&dyn Fn(i32) -> Option<u32>>) -> Result<String> {
     let restart = lookup("TORCHELASTIC_RESTART_COUNT").unwrap_or_default();
     if let Some(key) = lookup("TUTTI_WORLD_KEY") {
         return Ok(joined(["key", &key, &restart]));
@@ -114,9 +115,14 @@ pub(super) fn key(lookup: Lookup<'_>) -> Result<String> {
     };
     let by_job =
         || LAUNCHERS.iter().filter(|launcher| is_present(lookup, launcher)).find_map(|launcher| job(lookup, launcher));
+    // MPICH names no job, but all its ranks on one host talk to one proxy, through sockets that it has made.
+    let by_proxy = || {
+        let proxy = maker?(lookup("PMI_FD")?.parse().ok()?)?;
+        Some(joined(["proxy", &proxy.to_string()]))
+    };
     // torchrun's own variables say more than those of the job it runs in, but only the ranks it started have them.
     let torchrun = LAUNCHERS.first().is_some_and(|launcher| is_present(lookup, launcher));
-    let key = if torchrun { by_master().or_else(by_job) } else { by_job().or_else(by_master) };
+    let key = if torchrun { by_master().or_else(by_job) } else { by_job().or_else(by_master).or_else(by_proxy) };
     key.ok_or_else(|| {
         Error::usage(
             "nothing in the environment tells this world from others: set MASTER_ADDR and MASTER_PORT, or TUTTI_WORLD_KEY to \
@@ -275,10 +281,10 @@ mod tests {
         assert_eq!(place(&with(&TORCHRUN), None).unwrap(), Place { rank: 1, size: 4, hosts: None });
         let mut again = TORCHRUN;
         again[6].1 = "1";
-        assert_ne!(key(&with(&TORCHRUN)).unwrap(), key(&with(&again)).unwrap());
+        assert_ne!(key(&with(&TORCHRUN), None).unwrap(), key(&with(&again), None).unwrap());
         let mut other = TORCHRUN;
         other[4].1 = "29501";
-        assert_ne!(key(&with(&TORCHRUN)).unwrap(), key(&with(&other)).unwrap());
+        assert_ne!(key(&with(&TORCHRUN), None).unwrap(), key(&with(&other), None).unwrap());
     }
 
     #[test]
@@ -290,10 +296,10 @@ mod tests {
             ("PMIX_NAMESPACE", "job@1"),
         ];
         assert_eq!(place(&with(&open_mpi), None).unwrap(), Place { rank: 2, size: 3, hosts: None });
-        assert!(key(&with(&open_mpi)).unwrap().contains("job@1"));
+        assert!(key(&with(&open_mpi), None).unwrap().contains("job@1"));
         let mpich = [("PMI_RANK", "0"), ("PMI_SIZE", "2"), ("PMI_JOBID", "77")];
         assert_eq!(place(&with(&mpich), None).unwrap(), Place { rank: 0, size: 2, hosts: None });
-        assert!(key(&with(&mpich)).unwrap().contains("77"));
+        assert!(key(&with(&mpich), None).unwrap().contains("77"));
         let slurm = [
             ("SLURM_PROCID", "5"),
             ("SLURM_NTASKS", "6"),
@@ -303,7 +309,16 @@ mod tests {
         ];
         let found = place(&with(&slurm), None).unwrap();
         assert_eq!((found.rank, found.size, found.hosts.as_deref()), (5, 6, Some("SLURM_NNODES is 2")));
-        assert!(key(&with(&slurm)).is_ok());
+        assert!(key(&with(&slurm), None).is_ok());
+    }
+
+    #[test]
+    fn ranks_of_mpich_share_the_proxy_that_made_their_sockets() {
+        let rank = |fd| [("PMI_RANK", "0"), ("PMI_SIZE", "2"), ("PMI_FD", fd)];
+        let maker = |fd| (fd < 9).then_some(4711);
+        assert_eq!(key(&with(&rank("6")), Some(&maker)).unwrap(), key(&with(&rank("8")), Some(&maker)).unwrap());
+        assert!(key(&with(&rank("9")), Some(&maker)).is_err(), "no socket of a known process");
+        assert!(key(&with(&rank("6")), None).is_err(), "another host has another proxy");
     }
 
     #[test]
@@ -342,9 +357,9 @@ mod tests {
 
     #[test]
     fn without_a_key_the_error_says_what_to_set() {
-        let text = key(&with(&[("RANK", "0"), ("WORLD_SIZE", "2")])).unwrap_err().to_string();
+        let text = key(&with(&[("RANK", "0"), ("WORLD_SIZE", "2")]), None).unwrap_err().to_string();
         assert!(text.contains("TUTTI_WORLD_KEY") && text.contains("MASTER_PORT"), "{text}");
-        assert!(key(&with(&[("TUTTI_WORLD_KEY", "mine")])).is_ok());
+        assert!(key(&with(&[("TUTTI_WORLD_KEY", "mine")]), None).is_ok());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
     assembly::Assembly,
     channel::{Broken, Channel, Listener, connect_unix, credentials, pair},
     deal::{Misdeal, Seat, deal, own_pidfd, take},
-    door::Door,
+    door::{Check, Door},
     entry::{Entry, Refusal, challenge, lost},
     mesh::{Link, Mesh, Peer},
     plan::{Plan, random_uid},
@@ -74,7 +74,7 @@ async fn lead(plan: &Plan, held: Option<Listener>) -> Result<Mesh> {
         Some(listener) => listener,
         None => bind(plan).await?,
     };
-    let mut door = Door::new(listener, plan.size);
+    let mut door = Door::new(listener, Check::SameUser, plan.size);
     let mut assembly = Assembly::new(plan, false);
     match assemble(&mut assembly, &mut door).await {
         Ok(uid) => {
@@ -97,7 +97,7 @@ async fn lead(plan: &Plan, held: Option<Listener>) -> Result<Mesh> {
 async fn assemble(assembly: &mut Assembly<'_>, door: &mut Door) -> Result<u64> {
     assembly.gather(door).await?;
     let uid = random_uid()?;
-    assembly.introduce(uid, [0; 32]).await?;
+    assembly.introduce(Contact::NONE, uid, [0; 32]).await?;
     let own = own_pidfd();
     let mut seats = vec![Seat {
         rank: 0,

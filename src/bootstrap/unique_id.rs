@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     channel::Listener,
+    hosts::{Address, listen},
     plan::{Name, digest, random},
 };
 use crate::{
@@ -114,6 +115,8 @@ fn check(bytes: &[u8]) -> [u8; CHECK] {
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub(super) unix: Listener,
+    /// Where other hosts are awaited, if the id has an address.
+    pub(super) tcp: Option<Listener>,
 }
 
 /// Where an id stands in the process that made it.
@@ -129,16 +132,48 @@ enum State {
 
 static IDS: Mutex<Option<HashMap<[u8; 32], State>>> = Mutex::new(None);
 
-/// Makes a unique id and binds its sockets now, so that other ranks may come before rank 0 itself joins. The process that
-/// makes it must hold rank 0. An id that is never used keeps its sockets until the process ends.
+/// Makes a unique id of [`SIZE`] bytes and binds its sockets now, so that other ranks may come before rank 0 itself joins.
+///
+/// The process that makes it must hold rank 0. With TUTTI_ADDR (`host:port`, port 0 takes any) it also listens there
+/// for ranks on other hosts. An id makes one world; one that is never used keeps its sockets until the process ends.
+/// Any thread may call this. The id is a secret: whoever knows it can join.
 pub fn create() -> Result<Vec<u8>> {
+    create_at(config::variable("TUTTI_ADDR").map(|text| Address::parse("TUTTI_ADDR", &text)).transpose()?)
+}
+
+/// The same with an address that is known already.
+pub(super) fn create_at(address: Option<Address>) -> Result<Vec<u8>> {
     let facts = Facts::gather(config::variable("TUTTI_HOST_ID").as_deref());
-    let id = UniqueId { secret: random()?, host: facts.host, address: None };
+    let mut id = UniqueId { secret: random()?, host: facts.host, address: None };
+    let mut tcp = None;
+    if let Some(address) = address {
+        if address.is_unspecified() {
+            return Err(Error::invalid(format_args!(
+                "TUTTI_ADDR is {address}, which other hosts cannot connect to: a unique id needs the name or address of this host"
+            )));
+        }
+        let listener = listen(&address)?;
+        let port = listener.address().map_err(|errno| Error::system("a socket has no address", errno))?.port();
+        let text = address.with_port(port).to_string();
+        if text.len() > MAX_ADDRESS {
+            return Err(Error::invalid(format_args!(
+                "TUTTI_ADDR is {text}; a unique id holds addresses of up to {MAX_ADDRESS} bytes"
+            )));
+        }
+        (id.address, tcp) = (Some(text), Some(listener));
+    }
     let unix = Listener::unix(id.name().as_bytes())
         .map_err(|errno| Error::system("a unique id needs a Unix socket", errno))?;
-    let state = State::Held { sockets: Sockets { unix }, process: facts.pid };
+    let state = State::Held { sockets: Sockets { unix, tcp }, process: facts.pid };
     IDS.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().insert(id.fingerprint(), state);
     Ok(id.encode())
+}
+
+/// Closes the sockets of an id that nobody will use; anything but such an id is ignored.
+pub(super) fn discard(bytes: &[u8]) {
+    if let Ok(id) = UniqueId::parse(bytes) {
+        drop(begin(&id));
+    }
 }
 
 /// Rank 0's use of an id; dropping it marks the id as used.
@@ -209,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_damaged_id_is_refused_with_a_reason() {
-        let bytes = create().unwrap();
+        let bytes = create_at(None).unwrap();
         assert!(UniqueId::parse(&bytes[..127]).unwrap_err().to_string().contains("127 bytes"));
         let mut changed = bytes.clone();
         changed[40] ^= 1;
@@ -219,7 +254,7 @@ mod tests {
 
     #[test]
     fn an_id_is_given_out_once_and_the_name_hides_the_secret() {
-        let bytes = create().unwrap();
+        let bytes = create_at(None).unwrap();
         let id = UniqueId::parse(&bytes).unwrap();
         let held = begin(&id).unwrap();
         assert!(begin(&id).is_err());
@@ -231,6 +266,16 @@ mod tests {
         assert!(begin(&stranger).unwrap_err().to_string().contains("process that made"));
         let secret: String = id.secret().iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(!String::from_utf8_lossy(id.name().as_bytes()).contains(&secret));
+    }
+
+    #[test]
+    fn an_id_holds_the_port_that_was_bound_and_no_address_that_is_nowhere() {
+        let at = |text| create_at(Some(Address::parse("TUTTI_ADDR", text).unwrap()));
+        let id = UniqueId::parse(&at("127.0.0.1:0").unwrap()).unwrap();
+        let address = id.address.clone().unwrap();
+        assert!(address.starts_with("127.0.0.1:") && !address.ends_with(":0"), "{address}");
+        assert!(at(&address).unwrap_err().to_string().contains("another process listens there"));
+        assert!(at("0.0.0.0:0").unwrap_err().to_string().contains("0.0.0.0:0"));
     }
 
     proptest! {

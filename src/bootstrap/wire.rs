@@ -192,6 +192,9 @@ impl Message {
                     return None;
                 }
                 let (version, rank, size) = (number(bytes)?, number(bytes)?, number(bytes)?);
+                if size > MAX_RANKS || rank >= size {
+                    return None;
+                }
                 if version != VERSION {
                     return Some(Message::Foreign { version, rank, size });
                 }
