@@ -189,12 +189,13 @@ fn check(dtype: DType, op: Op, ranks: &[Vec<u64>]) {
         unsafe { table[dtype as usize][op as usize](&pointers, dst.as_mut_ptr(), count) };
         for (i, expected) in expected.iter().enumerate() {
             let found = element(dtype, &dst, i);
-            let elements: Vec<u64> = ranks.iter().map(|rank| rank[i]).collect();
+            let elements = || ranks.iter().map(|rank| rank[i]).collect::<Vec<_>>();
             assert!(
                 found == *expected,
-                "{name}: {} {} of {elements:#x?} at {i} is {found:#x}, not {expected:#x}",
+                "{name}: {} {} of {:#x?} at {i} is {found:#x}, not {expected:#x}",
                 dtype.name(),
-                op.name()
+                op.name(),
+                elements()
             );
         }
     }
@@ -372,6 +373,26 @@ fn more_ranks_than_an_element_can_count_are_averaged() {
         check(dtype, Op::Avg, &ranks);
         let elements = vec![element; 300];
         assert_eq!(oracle(dtype, Op::Avg, &elements), expected, "{}", dtype.name());
+    }
+}
+
+#[test]
+fn integers_are_divided_as_integers() {
+    for dtype in [DType::Int8, DType::Uint8, DType::Int32, DType::Uint32, DType::Int64, DType::Uint64] {
+        for ranks in (2..=17).chain([100, 127, 128, 129, 255, 256, 257, 1000]) {
+            // The neighbours of small and of the greatest multiples, of both signs; the other ranks add nothing.
+            let mask = u64::MAX >> (64 - 8 * dtype.size());
+            let multiples = (0..9)
+                .chain((mask / 2 / ranks).saturating_sub(9)..=mask / 2 / ranks + 9)
+                .chain((mask / ranks).saturating_sub(9)..=mask / ranks);
+            let sums: Vec<u64> = multiples
+                .flat_map(|multiple| [-1, 0, 1].map(|step| multiple.wrapping_mul(ranks).wrapping_add_signed(step)))
+                .flat_map(|sum| [sum & mask, sum.wrapping_neg() & mask])
+                .collect();
+            let mut all = vec![vec![0; sums.len()]; ranks as usize];
+            all[ranks as usize / 2] = sums;
+            check(dtype, Op::Avg, &all);
+        }
     }
 }
 
