@@ -414,25 +414,23 @@ fn one_source_is_copied_bit_for_bit() {
     }
 }
 
-fn to_bytes(value: f32) -> [u8; 4] {
-    value.to_le_bytes()
-}
+/// Modes of the processor that would change results: subnormals flushed; rounding down, up and to zero; all together.
+#[cfg(target_arch = "x86_64")]
+const MODES: [u32; 5] = [0x8040, 0x2000, 0x4000, 0x6000, 0xe040];
+#[cfg(target_arch = "aarch64")]
+const MODES: [u64; 5] = [1 << 24, 1 << 22, 2 << 22, 3 << 22, 7 << 22];
 
 #[test]
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn the_modes_of_the_thread_change_nothing_and_stay() {
-    // Two subnormals, and a sum that is halfway between two neighbours.
-    let a: Vec<u8> = [f32::from_bits(3), 1.0, -1.0].into_iter().cycle().take(99).flat_map(to_bytes).collect();
-    let b: Vec<u8> = [f32::from_bits(5), 2_f32.powi(-24), -(2_f32.powi(-24))]
-        .into_iter()
-        .cycle()
-        .take(99)
-        .flat_map(to_bytes)
-        .collect();
-    let expected: Vec<u8> = [f32::from_bits(8), 1.0, -1.0].into_iter().cycle().take(99).flat_map(to_bytes).collect();
-    // Flush to zero and denormals are zero; then rounding down, up and towards zero with them.
-    for modes in [0x8040, 0x2000, 0x4000, 0x6000, 0xe040] {
-        let mut dst = vec![0; 99 * 4];
+    let bytes = |values: [f32; 3]| values.into_iter().cycle().take(99).flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+    // Subnormals, and sums that are halfway between two neighbours.
+    let tie = f32::EPSILON / 2.0;
+    let a = bytes([f32::from_bits(3), 1.0, -1.0]);
+    let b = bytes([f32::from_bits(5), tie, -tie]);
+    let expected = bytes([f32::from_bits(8), 1.0, -1.0]);
+    for modes in MODES {
+        let mut dst = vec![0; expected.len()];
         let found = modes::read();
         modes::write(found | modes);
         // SAFETY: all buffers hold 99 elements.
