@@ -142,8 +142,7 @@ impl Path for Avx512 {
     }
 }
 
-/// Elements in flight: enough to fill four of the widest registers with accumulators, then a step for what is left.
-const WIDE: usize = 32;
+/// Elements of the second step: what is left by the first, and short messages.
 const NARROW: usize = 8;
 
 /// # Safety
@@ -151,15 +150,33 @@ const NARROW: usize = 8;
 /// As for [`super::reduce`], with at least one source.
 #[inline(always)]
 unsafe fn body<F: Fold>(sources: &[*const u8], dst: *mut u8, count: usize) {
-    // SAFETY: the promises are passed on; the three calls share the elements out among them.
+    // SAFETY: the promises are passed on; the calls share the elements out among them.
     unsafe {
         let done = if let &[first, second] = sources {
-            chunks::<F, WIDE>(&[first, second], dst, 0, count)
+            wide::<F>(&[first, second], dst, count)
         } else {
-            chunks::<F, WIDE>(sources, dst, 0, count)
+            wide::<F>(sources, dst, count)
         };
         let done = chunks::<F, NARROW>(sources, dst, done, count);
         chunks::<F, 1>(sources, dst, done, count);
+    }
+}
+
+/// The first step: 128 bytes of accumulators, which fill two of the widest registers, or four or eight of others.
+///
+/// # Safety
+///
+/// As for [`body`].
+#[inline(always)]
+unsafe fn wide<F: Fold>(sources: &[*const u8], dst: *mut u8, count: usize) -> usize {
+    // SAFETY: the promises are passed on.
+    unsafe {
+        match size_of::<F::Acc>() {
+            1 => chunks::<F, 128>(sources, dst, 0, count),
+            2 => chunks::<F, 64>(sources, dst, 0, count),
+            4 => chunks::<F, 32>(sources, dst, 0, count),
+            _ => chunks::<F, 16>(sources, dst, 0, count),
+        }
     }
 }
 
