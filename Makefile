@@ -23,6 +23,7 @@ help: ## this list
 
 build: ## libtutti.so and libtutti.a in target/release
 	@$(CARGO) build --release --locked --lib
+	@ln -sf libtutti.so $(BUILT)/libtutti.so.$(MAJOR)
 
 demo: build ## build everything and run an all-reduce between 4 processes (ARGS=--help)
 	@mkdir -p $(TARGET)/demo
