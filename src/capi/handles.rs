@@ -453,12 +453,9 @@ mod tests {
         let foreign = others.insert(Other).unwrap();
         let local = 0u64;
         assert_eq!(error(table.pin(ptr::null())), "the probe is NULL");
-        for pointer in [
-            foreign.cast_const(),
-            ptr::from_ref(&local).cast(),
-            live.wrapping_byte_add(1),
-            live.wrapping_byte_add(8),
-        ] {
+        for pointer in
+            [foreign.cast_const(), ptr::from_ref(&local).cast(), live.wrapping_byte_add(1), live.wrapping_byte_add(8)]
+        {
             assert_eq!(error(table.pin(pointer)), "the pointer passed as probe is no probe handle of this library");
             assert!(table.destroy(pointer, DRAIN).is_err());
         }
