@@ -1,29 +1,35 @@
-//! Calls that succeed allocate nothing: neither the C functions nor what stands behind a collective on one host.
+//! What the C functions leave behind: a call that succeeds allocates nothing, and what is destroyed is gone.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     ptr,
+    sync::atomic::{AtomicIsize, Ordering},
 };
 
 use tutti::capi::{collectives::*, group::*, types::*, world::*};
 
-/// The system's allocator, which counts what each thread asks for.
+/// The system's allocator, which counts what each thread asks for and what all together have.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Bytes allocated and not freed.
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+
 // SAFETY: everything is passed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        LIVE.fetch_add(layout.size() as isize, Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(memory, layout) }
     }
@@ -43,6 +49,11 @@ fn allocations(call: impl FnOnce() -> tutti_status_t) -> usize {
 }
 
 #[test]
+fn the_c_functions_leave_nothing_behind() {
+    a_call_that_succeeds_allocates_nothing();
+    ten_thousand_groups_leave_no_memory_and_no_descriptor_behind();
+}
+
 fn a_call_that_succeeds_allocates_nothing() {
     const RANKS: usize = 2;
     /// More than one turn of whatever is warmed up once.
@@ -84,4 +95,37 @@ fn a_call_that_succeeds_allocates_nothing() {
         // SAFETY: any handle may be passed.
         assert_eq!(unsafe { tutti_group_destroy(rank) }, TUTTI_SUCCESS);
     }
+}
+
+fn ten_thousand_groups_leave_no_memory_and_no_descriptor_behind() {
+    const CYCLES: usize = 10_000;
+    /// Cycles after which every table and cache has its size.
+    const WARM: usize = 1_000;
+    /// Bytes that may remain all the same: less than a bit per cycle.
+    const SLACK: isize = 1_024;
+    let mut world = ptr::null_mut();
+    // SAFETY: there is room for one handle.
+    assert_eq!(unsafe { tutti_world_create_local(1, ptr::null(), ptr::null(), &mut world) }, TUTTI_SUCCESS);
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mappings = || std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    let mut warm = (0, 0, 0);
+    for cycle in 0..CYCLES {
+        if cycle == WARM {
+            warm = (descriptors(), mappings(), LIVE.load(Ordering::Relaxed));
+        }
+        let mut group = ptr::null_mut();
+        // SAFETY: the out-parameter is writable, and any handle may be passed.
+        unsafe {
+            assert_eq!(tutti_group_split(world, 0, 0, ptr::null(), &mut group), TUTTI_SUCCESS);
+            assert_eq!(tutti_barrier(group, ptr::null_mut()), TUTTI_SUCCESS);
+            assert_eq!(tutti_group_destroy(group), TUTTI_SUCCESS);
+            assert_eq!(tutti_group_destroy(group), TUTTI_SUCCESS);
+        }
+    }
+    let left = LIVE.load(Ordering::Relaxed) - warm.2;
+    assert!(left <= SLACK, "{left} bytes were left by {} groups", CYCLES - WARM);
+    assert_eq!(descriptors(), warm.0, "descriptors were left");
+    assert!(mappings() <= warm.1 + 4, "mappings were left: {} before, {} after", warm.1, mappings());
+    // SAFETY: any handle may be passed.
+    assert_eq!(unsafe { tutti_group_destroy(world) }, TUTTI_SUCCESS);
 }
