@@ -6,7 +6,7 @@
  * TUTTI_UNSUPPORTED are found before anything happens and change nothing. Any other failure of a communication call
  * fails its group: later communication calls on it return the first failure again, while queries, abort, destroy and
  * the making of a new group from the survivors still work. tutti_last_error has the sentence to every failure.
- * A function never exits, aborts, prints, throws or unwinds. In a process forked from the one that loaded the library
+ * A function never exits, aborts, prints, throws or unwinds. In a process forked from one that had made a world
  * everything returns TUTTI_INVALID_USAGE: start processes by spawning them.
  *
  * Handles. Groups, requests and capture sessions are opaque; never look behind the pointer. They may be used from any
@@ -501,8 +501,8 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_world_create(const tutti_world_opt
 /// all_gather. Local: needs no other process and no network.
 ///
 /// ranks[0] to ranks[size - 1] get a handle each, which the caller must destroy with tutti_group_destroy; all are
-/// NULL on failure. Each rank's collective calls must come from a thread of its own, or be started with requests.
-/// Thread-safe.
+/// NULL on failure. Each rank's collective calls come from a thread of its own, or all of them from one thread that puts
+/// them into batches or starts requests. Thread-safe.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open);
 /// TUTTI_UNSUPPORTED; TUTTI_SYSTEM_ERROR; TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.

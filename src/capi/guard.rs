@@ -72,6 +72,8 @@ thread_local! {
 /// this one call, so it names the function.
 #[cold]
 fn remember(name: &str, error: &Error) {
+    // First, because a log callback may call functions of this library that fail.
+    log::debug!(target: "tutti::capi", "{name}: {}: {error}", error.status().describe());
     let _ = LAST_ERROR.try_with(|text| {
         let Ok(mut text) = text.try_borrow_mut() else { return };
         text.clear();
@@ -83,13 +85,12 @@ fn remember(name: &str, error: &Error) {
         text.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
         text.push(0);
     });
-    log::debug!(target: "tutti::capi", "{name}: {}: {error}", error.status().describe());
 }
 
 #[cold]
 fn forked_child() -> Error {
     Error::usage(format_args!(
-        "process {} was forked from the one that loaded libtutti, and nothing of it works here: start processes by \
+        "process {} was forked from one that had made a world, and nothing of libtutti works here: start processes by \
          spawning them (in Python: multiprocessing.set_start_method(\"spawn\"))",
         std::process::id()
     ))

@@ -58,8 +58,8 @@ pub unsafe extern "C" fn tutti_world_create(
 /// all_gather. Local: needs no other process and no network.
 ///
 /// ranks[0] to ranks[size - 1] get a handle each, which the caller must destroy with tutti_group_destroy; all are
-/// NULL on failure. Each rank's collective calls must come from a thread of its own, or be started with requests.
-/// Thread-safe.
+/// NULL on failure. Each rank's collective calls come from a thread of its own, or all of them from one thread that puts
+/// them into batches or starts requests. Thread-safe.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open);
 /// TUTTI_UNSUPPORTED; TUTTI_SYSTEM_ERROR; TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.
