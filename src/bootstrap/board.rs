@@ -328,7 +328,7 @@ mod tests {
             assert_eq!(board.words(1, sequence), [1, 2, sequence]);
             // SAFETY: the payload is readable.
             assert_eq!(unsafe { std::slice::from_raw_parts(board.payload(1, sequence), 3) }, b"abc");
-            assert_eq!(board.posted(0, sequence), None);
+            assert_eq!(board.posted(1, sequence + 2), None);
         }
     }
 
