@@ -8,6 +8,21 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
+/// This library's version: 10000 * major + 100 * minor + patch. All ranks of a world must have the same.
+pub const VERSION: u32 = 10_000 * number(env!("CARGO_PKG_VERSION_MAJOR"))
+    + 100 * number(env!("CARGO_PKG_VERSION_MINOR"))
+    + number(env!("CARGO_PKG_VERSION_PATCH"));
+
+/// A decimal number, read while compiling.
+const fn number(digits: &str) -> u32 {
+    let (digits, mut at, mut number) = (digits.as_bytes(), 0, 0);
+    while at < digits.len() {
+        number = 10 * number + (digits[at] - b'0') as u32;
+        at += 1;
+    }
+    number
+}
+
 /// The deadline of calls whose caller named none.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 

@@ -60,6 +60,16 @@ impl Descriptor {
         })
     }
 
+    /// Bytes that a contributor offers in a group of `size`: what algorithms are chosen by.
+    pub fn contribution(&self, size: u32) -> u64 {
+        use Collective::*;
+        match self.collective {
+            ReduceScatter | Scatter | AllToAll => self.bytes() as u64 * u64::from(size),
+            Barrier => 0,
+            _ => self.bytes() as u64,
+        }
+    }
+
     /// Bytes of `count` elements; parsing made sure that this does not overflow, times the ranks neither.
     pub fn bytes(&self) -> usize {
         self.count as usize * self.dtype.size()

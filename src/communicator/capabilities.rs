@@ -1,11 +1,12 @@
 //! What a communicator claims. The dispatcher takes the AND over the ranks; the conformance suite asks for exactly this.
 
-use crate::dtype::{Collective, DType, Op};
+use serde::{Deserialize, Serialize};
 
 use super::Descriptor;
+use crate::dtype::{Collective, DType, Op};
 
 /// Where a communicator can natively put an all_reduce's result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(i32)]
 pub enum Placement {
     /// It serves no all_reduce.
@@ -19,7 +20,7 @@ pub enum Placement {
 }
 
 /// What a captured call needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Capture {
     /// Calls cannot be captured.
@@ -36,7 +37,7 @@ fn bit(value: u8) -> u32 {
 }
 
 /// What one communicator can do for one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Capabilities {
     collectives: u32,
     dtypes: u32,
@@ -80,9 +81,9 @@ impl Capabilities {
             && (!collective.reduces() || self.dtypes_contain(dtype) && self.ops & bit(op as u8) != 0)
     }
 
-    /// Whether this call is served.
-    pub fn serves_call(&self, call: &Descriptor) -> bool {
-        self.serves(call.collective, call.dtype, call.op) && call.bytes() as u64 <= self.max_bytes
+    /// Whether this call of a group of `size` is served.
+    pub fn serves_call(&self, call: &Descriptor, size: u32) -> bool {
+        self.serves(call.collective, call.dtype, call.op) && call.contribution(size) <= self.max_bytes
     }
 
     fn dtypes_contain(&self, dtype: DType) -> bool {

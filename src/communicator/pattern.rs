@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::Descriptor;
-use crate::dtype::Collective;
+use crate::dtype::{COLLECTIVES, Collective};
 
 /// Some or all ranks of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,15 @@ pub struct Pattern {
 }
 
 impl Pattern {
+    /// The collectives that have a pattern.
+    pub fn collectives() -> Vec<Collective> {
+        use Collective::*;
+        COLLECTIVES
+            .into_iter()
+            .filter(|c| !matches!(c, Send | Recv | AllGatherV | ReduceScatterV | AllToAllV))
+            .collect()
+    }
+
     /// The pattern of `call` for `rank` of `size`; `None` for what is no such dance (send and recv, the v-forms).
     pub fn new(call: &Descriptor, rank: u32, size: u32) -> Option<Self> {
         use Collective::*;

@@ -1,0 +1,143 @@
+//! The bell: how a rank that ran out of patience sleeps, and how whoever publishes something wakes it.
+//!
+//! # The hand-over
+//!
+//! A sleeper must not miss what is published while it falls asleep, and a publisher must not pay a system call
+//! when nobody sleeps. So:
+//!
+//! | sleeper ([`Bell::doze`])                       | publisher ([`Bell::ring`])                   |
+//! |------------------------------------------------|----------------------------------------------|
+//! | S1 read the bell's word                        | P1 publish (a release store elsewhere)       |
+//! | S2 add itself to `sleepers`                    | P2 full fence                                |
+//! | S3 full fence                                  | P3 read `sleepers`; none: done               |
+//! | S4 look once more for what it awaits           | P4 change the word                           |
+//! | S5 sleep in the kernel unless the word changed | P5 wake all that sleep on the word           |
+//! | S6 take itself out of `sleepers`               |                                              |
+//!
+//! The two fences forbid the one bad outcome: that S4 misses P1 *and* P3 misses S2. So either the sleeper sees the
+//! publication, or the publisher sees the sleeper; then P4 comes after S1, and S5 does not sleep or is woken.
+//! A sleeper that is killed leaves `sleepers` too high, which costs its peers a system call and harms nothing.
+//! The futex is a shared one: the word lies in memory of several processes.
+
+use std::time::Duration;
+
+use crate::sync::{AtomicU32, Ordering, fence};
+
+/// A rank's bell, on a cache line of its own. All zero is a bell nobody sleeps at.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Bell {
+    word: AtomicU32,
+    sleepers: AtomicU32,
+}
+
+/// A sleeper between "I am about to sleep" and "I am up again".
+#[derive(Debug)]
+pub struct Doze<'a> {
+    bell: &'a Bell,
+    word: u32,
+}
+
+impl Bell {
+    /// Steps S1 to S3. What the caller awaits must be looked at again before [`Doze::sleep`].
+    pub fn doze(&self) -> Doze<'_> {
+        let word = self.word.load(Ordering::Relaxed);
+        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        Doze { bell: self, word }
+    }
+
+    /// Step P2 for any number of bells: to be called once between publishing and the [`Bell::ring`]s.
+    pub fn before_ringing() {
+        fence(Ordering::SeqCst);
+    }
+
+    /// Steps P3 to P5.
+    pub fn ring(&self) {
+        if self.sleepers.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.word.fetch_add(1, Ordering::Relaxed);
+        kernel::wake(&self.word);
+    }
+}
+
+impl Doze<'_> {
+    /// Step S5: sleeps until the bell is rung, or for `at_most`. May wake without a reason.
+    pub fn sleep(self, at_most: Duration) {
+        kernel::wait(&self.bell.word, self.word, at_most);
+    }
+}
+
+impl Drop for Doze<'_> {
+    fn drop(&mut self) {
+        self.bell.sleepers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(not(loom))]
+mod kernel {
+    use std::{sync::atomic::AtomicU32, time::Duration};
+
+    use rustix::thread::futex;
+
+    pub(super) fn wait(word: &AtomicU32, expected: u32, at_most: Duration) {
+        let timeout = rustix::thread::Timespec {
+            tv_sec: at_most.as_secs().min(1 << 30) as i64,
+            tv_nsec: i64::from(at_most.subsec_nanos()),
+        };
+        // Every outcome (woken, changed, timed out, interrupted) means: look again.
+        let _ = futex::wait(word, futex::Flags::empty(), expected, Some(&timeout));
+    }
+
+    pub(super) fn wake(word: &AtomicU32) {
+        let _ = futex::wake(word, futex::Flags::empty(), i32::MAX as u32);
+    }
+}
+
+/// The kernel's futex for the model checker: it sleeps only if the word is unchanged, atomically with the check.
+#[cfg(loom)]
+mod kernel {
+    use std::time::Duration;
+
+    use loom::sync::atomic::{AtomicU32, Ordering};
+
+    pub(super) fn wait(word: &AtomicU32, expected: u32, _: Duration) {
+        // A lost wake-up shows as a loop that never ends, which the checker reports.
+        while word.load(Ordering::Relaxed) == expected {
+            loom::thread::yield_now();
+        }
+    }
+
+    pub(super) fn wake(_: &AtomicU32) {}
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn a_sleeper_is_woken_by_what_is_published_after_it_looked() {
+        let bell = Bell { word: AtomicU32::new(0), sleepers: AtomicU32::new(0) };
+        let published = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while bell.sleepers.load(Ordering::Relaxed) == 0 {
+                    std::thread::yield_now();
+                }
+                published.store(true, Ordering::Release);
+                Bell::before_ringing();
+                bell.ring();
+            });
+            while !published.load(Ordering::Acquire) {
+                let doze = bell.doze();
+                if !published.load(Ordering::Acquire) {
+                    doze.sleep(Duration::from_secs(30));
+                }
+            }
+        });
+        assert_eq!(bell.sleepers.load(Ordering::Relaxed), 0);
+    }
+}

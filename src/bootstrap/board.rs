@@ -1,0 +1,341 @@
+//! The board: the few cache lines per rank that a whole group on one host can see.
+//!
+//! It carries what must work whatever communicator serves a call: the first failure, who has left, the bells, and
+//! the header of every call, by which ranks find out that they called different things. A group that shares no
+//! memory has a board of its own on each rank; then messages carry the same things (see [`super::Members`]).
+//!
+//! # Headers
+//!
+//! A rank's `sequence`-th call is posted in its header `sequence % 2`: first the descriptor's words and up to
+//! [`PAYLOAD`] bytes of data, then, with a release store, the flag `sequence | digest << 32`. A peer that reads the
+//! flag of that sequence with an acquire load may read the rest.
+//!
+//! *Why two headers are enough.* Every call waits for the headers of all ranks before it ends. So a rank posts call
+//! n+2 only after it saw every peer's header n+1, and a peer posts n+1 only after it ended call n, that is, after
+//! its last look at the others' headers n. Nobody reads what is about to be overwritten. The same argument covers
+//! any memory of a communicator that is used in turn by `sequence % 2`.
+//!
+//! *Wrap.* Flags carry 32 bits of the sequence and are compared for equality; two values that can be in one header
+//! at a time are 2 apart.
+
+use std::{
+    ptr::NonNull,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    bell::{Bell, Doze},
+    mapping::Mapping,
+};
+use crate::{
+    dtype::Collective,
+    error::{Failure, Status},
+    sync::{AtomicU32, AtomicU64, Ordering, spin_loop},
+};
+
+/// Bytes of data that fit beside the flag in a header's cache line.
+pub const PAYLOAD: usize = 56;
+/// Room for the sentence that tells of a failure.
+const TEXT: usize = 1000;
+/// How long a reader waits for the sentence of a failure that has just been recorded; its writer needs microseconds.
+const TEXT_PATIENCE: Duration = Duration::from_millis(2);
+
+/// The first failure of the group.
+#[repr(C, align(128))]
+struct FailureLine {
+    /// 0, or status | collective + 1 | rank + 1 | sequence, in 8, 8, 16 and 32 bits from the top. Set once, by
+    /// compare-and-swap, so that all ranks name the same failure.
+    word: AtomicU64,
+    /// Bytes of `text`, stored with release by whoever set `word`, after the text.
+    length: AtomicU32,
+    text: [u8; TEXT],
+}
+
+/// One call of one rank: the line that is polled, and the line that is read when there is a question.
+#[repr(C, align(128))]
+struct Header {
+    flag: AtomicU64,
+    payload: [u8; PAYLOAD],
+    words: [AtomicU64; 3],
+    _rest: [u64; 5],
+}
+
+/// What one rank shows the others. Only the rank itself writes it, but for the bell.
+#[repr(C, align(128))]
+struct Seat {
+    bell: Bell,
+    /// 1 once the rank has destroyed its handle.
+    left: AtomicU32,
+    headers: [Header; 2],
+}
+
+/// A group's board. All zero is a fresh one.
+pub struct Board {
+    mapping: Arc<Mapping>,
+    shared: bool,
+    size: u32,
+}
+
+impl Board {
+    /// Bytes of a board for `size` ranks.
+    pub fn bytes(size: u32) -> usize {
+        size_of::<FailureLine>() + size as usize * size_of::<Seat>()
+    }
+
+    /// A board in `mapping`, which all members see if `shared`.
+    ///
+    /// # Panics
+    /// If the mapping is too small.
+    pub fn new(mapping: Arc<Mapping>, shared: bool, size: u32) -> Self {
+        mapping.at(0, Self::bytes(size));
+        Board { mapping, shared, size }
+    }
+
+    /// Whether all members see this very board.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Posts `rank`'s header: the one place where a call becomes visible.
+    ///
+    /// # Safety
+    /// `payload` is readable; only `rank` itself calls this, one call at a time and in sequence, and no sooner than
+    /// the module comment allows.
+    pub unsafe fn post(&self, rank: u32, sequence: u64, digest: u32, words: [u64; 3], payload: &[u8]) {
+        let header = self.header(rank, sequence);
+        // SAFETY: the header lies in the mapping, and by the caller's promise nobody reads it now.
+        unsafe {
+            let header = header.as_ref();
+            for (cell, word) in header.words.iter().zip(words) {
+                cell.store(word, Ordering::Relaxed);
+            }
+            let to = (&raw const header.payload).cast::<u8>().cast_mut();
+            std::ptr::copy_nonoverlapping(payload.as_ptr(), to, payload.len().min(PAYLOAD));
+            header.flag.store(u64::from(sequence as u32) | u64::from(digest) << 32, Ordering::Release);
+        }
+    }
+
+    /// The digest in `rank`'s header, once it has posted call `sequence`.
+    #[inline]
+    pub fn posted(&self, rank: u32, sequence: u64) -> Option<u32> {
+        // SAFETY: the header lies in the mapping and is touched through atomics.
+        let flag = unsafe { self.header(rank, sequence).as_ref() }.flag.load(Ordering::Acquire);
+        (flag as u32 == sequence as u32).then_some((flag >> 32) as u32)
+    }
+
+    /// The descriptor's words in a header that has been posted.
+    pub fn words(&self, rank: u32, sequence: u64) -> [u64; 3] {
+        // SAFETY: as in `posted`.
+        let header = unsafe { self.header(rank, sequence).as_ref() };
+        std::array::from_fn(|i| header.words[i].load(Ordering::Relaxed))
+    }
+
+    /// The payload of a header that has been posted: [`PAYLOAD`] readable bytes until this rank's next call.
+    pub fn payload(&self, rank: u32, sequence: u64) -> *const u8 {
+        // SAFETY: a field of a header inside the mapping.
+        unsafe { (&raw const (*self.header(rank, sequence).as_ptr()).payload).cast() }
+    }
+
+    /// Says that `rank` has destroyed its handle.
+    pub fn leave(&self, rank: u32) {
+        self.seat(rank).left.store(1, Ordering::Release);
+        self.ring_all();
+    }
+
+    /// Whether `rank` has destroyed its handle. What it published before is visible to whoever sees this.
+    pub fn has_left(&self, rank: u32) -> bool {
+        self.seat(rank).left.load(Ordering::Acquire) != 0
+    }
+
+    /// Records the first failure and wakes everybody; a later one changes nothing. Returns whether it was the first.
+    pub fn fail(&self, failure: &Failure) -> bool {
+        let line = self.failure_line();
+        // SAFETY: the line lies in the mapping and its word is an atomic.
+        let cell = unsafe { &line.as_ref().word };
+        if cell.compare_exchange(0, pack(failure), Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        let text = truncated(&failure.text, TEXT);
+        // SAFETY: whoever won the exchange is the only writer of the text, and nobody reads it before `length`.
+        unsafe {
+            let to = (&raw const line.as_ref().text).cast::<u8>().cast_mut();
+            std::ptr::copy_nonoverlapping(text.as_ptr(), to, text.len());
+            line.as_ref().length.store(text.len() as u32, Ordering::Release);
+        }
+        self.ring_all();
+        true
+    }
+
+    /// Whether the group has failed: one load, for every look at the world.
+    #[inline]
+    pub fn has_failed(&self) -> bool {
+        // SAFETY: as in `fail`.
+        unsafe { self.failure_line().as_ref() }.word.load(Ordering::Acquire) != 0
+    }
+
+    /// The first failure.
+    pub fn failure(&self) -> Option<Failure> {
+        // SAFETY: as in `fail`.
+        let line = unsafe { self.failure_line().as_ref() };
+        let word = line.word.load(Ordering::Acquire);
+        if word == 0 {
+            return None;
+        }
+        let patience = Instant::now() + TEXT_PATIENCE;
+        let mut length = line.length.load(Ordering::Acquire);
+        while length == 0 && Instant::now() < patience {
+            spin_loop();
+            length = line.length.load(Ordering::Acquire);
+        }
+        let mut failure = unpack(word);
+        // SAFETY: the acquire load of a non-zero length makes the text's bytes visible; they never change again.
+        let text = unsafe { std::slice::from_raw_parts((&raw const line.text).cast::<u8>(), (length as usize).min(TEXT)) };
+        failure.text = match length {
+            // Whoever failed the group died before it could say more.
+            0 => generic(&failure),
+            _ => String::from_utf8_lossy(text).into_owned(),
+        };
+        Some(failure)
+    }
+
+    /// Wakes every rank that sleeps. Whatever they should see has been published before.
+    #[inline]
+    pub fn ring_all(&self) {
+        Bell::before_ringing();
+        for rank in 0..self.size {
+            self.seat(rank).bell.ring();
+        }
+    }
+
+    /// See [`Bell::doze`].
+    pub fn doze(&self, rank: u32) -> Doze<'_> {
+        self.seat(rank).bell.doze()
+    }
+
+    fn failure_line(&self) -> NonNull<FailureLine> {
+        self.mapping.at(0, size_of::<FailureLine>()).cast()
+    }
+
+    fn seat_address(&self, rank: u32) -> NonNull<Seat> {
+        assert!(rank < self.size, "no such rank");
+        let offset = size_of::<FailureLine>() + rank as usize * size_of::<Seat>();
+        self.mapping.at(offset, size_of::<Seat>()).cast()
+    }
+
+    fn seat(&self, rank: u32) -> &Seat {
+        // SAFETY: it lies in the mapping, zero is a valid seat, and the fields used through this reference are atomics.
+        unsafe { self.seat_address(rank).as_ref() }
+    }
+
+    #[inline]
+    fn header(&self, rank: u32, sequence: u64) -> NonNull<Header> {
+        // SAFETY: a field of a seat inside the mapping.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.seat_address(rank).as_ptr()).headers[(sequence % 2) as usize]) }
+    }
+}
+
+fn pack(failure: &Failure) -> u64 {
+    let collective = failure.collective.map_or(0, |c| c as u64 + 1);
+    let rank = failure.rank.map_or(0, |rank| u64::from(rank.min(0xfffe)) + 1);
+    (failure.status as u64) << 56 | collective << 48 | rank << 32 | u64::from(failure.sequence as u32)
+}
+
+fn unpack(word: u64) -> Failure {
+    let field = |shift: u32, bits: u32| word >> shift & ((1 << bits) - 1);
+    Failure {
+        status: Status::from_code(field(56, 8) as i32).unwrap_or(Status::InternalError),
+        rank: field(32, 16).checked_sub(1).map(|rank| rank as u32),
+        collective: field(48, 8).checked_sub(1).and_then(|code| Collective::parse(code as i32).ok()),
+        sequence: field(0, 32),
+        text: String::new(),
+    }
+}
+
+/// What can be said of a failure without its sentence.
+fn generic(failure: &Failure) -> String {
+    let mut text = failure.status.describe().to_owned();
+    if let Some(collective) = failure.collective {
+        text += &format!(" in {} #{}", collective.name(), failure.sequence);
+    }
+    if let Some(rank) = failure.rank {
+        text += &format!(", rank {rank}");
+    }
+    text
+}
+
+/// The beginning of `text` that fits in `bytes`, whole characters only.
+fn truncated(text: &str, bytes: usize) -> &str {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn board(size: u32) -> Board {
+        Board::new(Mapping::private(Board::bytes(size)).unwrap(), true, size)
+    }
+
+    fn failure(rank: u32) -> Failure {
+        Failure {
+            status: Status::PeerLost,
+            rank: Some(rank),
+            collective: Some(Collective::AllReduce),
+            sequence: 7,
+            text: format!("rank {rank} died"),
+        }
+    }
+
+    #[test]
+    fn only_the_first_failure_counts_and_it_survives_the_packing() {
+        let board = board(3);
+        assert_eq!(board.failure(), None);
+        assert!(board.fail(&failure(2)));
+        assert!(!board.fail(&failure(1)));
+        assert_eq!(board.failure(), Some(failure(2)));
+    }
+
+    #[test]
+    fn racing_failures_agree_on_one() {
+        let board = board(8);
+        let told: Vec<_> = std::thread::scope(|scope| {
+            let ranks = (0..8).map(|rank| {
+                let board = &board;
+                scope.spawn(move || {
+                    board.fail(&failure(rank));
+                    board.failure().unwrap()
+                })
+            });
+            ranks.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(told.iter().all(|failure| *failure == told[0] && failure.text.ends_with("died")));
+    }
+
+    #[test]
+    fn a_header_is_seen_whole_and_only_at_its_sequence() {
+        let board = board(2);
+        for sequence in [1_u64, 2, 3, u64::from(u32::MAX), u64::from(u32::MAX) + 1] {
+            assert_eq!(board.posted(1, sequence), None);
+            // SAFETY: one thread, in order.
+            unsafe { board.post(1, sequence, 99, [1, 2, sequence], b"abc") };
+            assert_eq!(board.posted(1, sequence), Some(99));
+            assert_eq!(board.words(1, sequence), [1, 2, sequence]);
+            // SAFETY: the payload is readable.
+            assert_eq!(unsafe { std::slice::from_raw_parts(board.payload(1, sequence), 3) }, b"abc");
+            assert_eq!(board.posted(0, sequence), None);
+        }
+    }
+
+    #[test]
+    fn a_long_sentence_is_cut_between_characters() {
+        let board = board(1);
+        let text = "ö".repeat(TEXT);
+        board.fail(&Failure { text, ..failure(0) });
+        assert_eq!(board.failure().unwrap().text, "ö".repeat(TEXT / 2));
+    }
+}

@@ -1,0 +1,131 @@
+//! Capture sessions as C has them.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::{
+    group::GROUPS,
+    guard::{guard, guard_batched},
+    handles::{Entry, Table, destroy},
+    parse::{Out, clear},
+    types::*,
+};
+use crate::error::{Error, Result};
+
+/// The capture sessions that C has handles of.
+static CAPTURES: Table<Session> = Table::new();
+
+impl Entry for Session {
+    type Handle = tutti_capture;
+    const KIND: u8 = b'C';
+    const NAME: &'static str = "capture";
+
+    fn retire(&self) {
+        // An open session is aborted; one that has ended stays as it is.
+        let _ = self.end(Session::ABORTED, "tutti_capture_destroy");
+    }
+}
+
+/// Opens a capture session over some groups: collective calls on capturing streams that need it are noted until
+/// tutti_capture_commit. Local. Never begins or ends a stream capture itself: any number of graphs may be captured,
+/// on any streams. On CPU groups a session does nothing.
+///
+/// groups[0] to groups[count - 1]: distinct groups, at least one, in the same relative order on all ranks. *capture
+/// gets a handle that the caller must destroy with tutti_capture_destroy after the last replay; NULL on failure.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process); TUTTI_OUT_OF_MEMORY;
+/// TUTTI_INTERNAL_ERROR.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tutti_capture_begin(
+    groups: *const *mut tutti_group_t,
+    count: usize,
+    capture: *mut *mut tutti_capture_t,
+) -> tutti_status_t {
+    // SAFETY: the C caller promises that capture is NULL or writable.
+    unsafe { clear(capture) };
+    guard("tutti_capture_begin", || {
+        // SAFETY: as above.
+        let capture = unsafe { Out::new("capture", capture) }?;
+        // SAFETY: the C caller promises `count` readable handles at groups.
+        unsafe { check_groups(groups, count) }?;
+        capture.write(CAPTURES.insert(Session::open())?);
+        Ok(())
+    })
+}
+
+/// Makes the captured calls of the session ready to be replayed: once, before the first replay. Collective over each
+/// of the session's groups in the order given. What cannot be registered stays staged, which tutti_explain says.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (no such session); TUTTI_INVALID_USAGE (forked process; the session
+/// was committed or aborted before; a peer aborted its session, which is named, and the group lives); or a group's
+/// failure, as tutti_group_check, TUTTI_MISMATCH where the ranks captured different calls.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tutti_capture_commit(capture: *mut tutti_capture_t) -> tutti_status_t {
+    guard_batched("tutti_capture_commit", || CAPTURES.pin(capture)?.end(Session::COMMITTED, "tutti_capture_commit"))
+}
+
+/// Ends the session without making its graphs ready: they must not be replayed. Local: never waits for a rank.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (no such session); TUTTI_INVALID_USAGE (forked process, or the
+/// session was committed or aborted before).
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tutti_capture_abort(capture: *mut tutti_capture_t) -> tutti_status_t {
+    guard("tutti_capture_abort", || CAPTURES.pin(capture)?.end(Session::ABORTED, "tutti_capture_abort"))
+}
+
+/// Destroys a session, after the last replay of its graphs; an open one is aborted first. Destroying NULL or a
+/// destroyed session succeeds. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a session); TUTTI_INVALID_USAGE (forked process).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tutti_capture_destroy(capture: *mut tutti_capture_t) -> tutti_status_t {
+    guard("tutti_capture_destroy", || destroy(&CAPTURES, capture))
+}
+
+/// A session of CPU groups: there is nothing to capture, so all there is of it is whether it has ended, and how.
+struct Session(AtomicU8);
+
+impl Session {
+    const OPEN: u8 = 0;
+    const COMMITTED: u8 = 1;
+    const ABORTED: u8 = 2;
+
+    fn open() -> Self {
+        Session(AtomicU8::new(Session::OPEN))
+    }
+
+    /// Ends the session; refused if it has ended.
+    fn end(&self, how: u8, name: &str) -> Result<()> {
+        match self.0.compare_exchange(Session::OPEN, how, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(Session::COMMITTED) => Err(Error::usage(format_args!("{name}: the session was committed before"))),
+            Err(_) => Err(Error::usage(format_args!("{name}: the session was aborted before"))),
+        }
+    }
+}
+
+/// Checks the groups of a new session.
+///
+/// # Safety
+///
+/// `groups` is NULL or points to `count` readable handles.
+unsafe fn check_groups(groups: *const *mut tutti_group, count: usize) -> Result<()> {
+    if count == 0 {
+        return Err(Error::invalid("count is 0, but a session has at least one group"));
+    }
+    if groups.is_null() {
+        return Err(Error::invalid(format_args!("groups is NULL with count {count}")));
+    }
+    for index in 0..count {
+        // SAFETY: `index` is below `count`, for which the caller promises readable handles.
+        let group = unsafe { groups.add(index).read() };
+        GROUPS.pin(group)?;
+        // SAFETY: as above.
+        if (0..index).any(|before| unsafe { groups.add(before).read() } == group) {
+            return Err(Error::invalid(format_args!("groups[{index}] is named twice")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,527 @@
+//! Numbers, pointers, structs and texts as C passes them, checked and turned into the crate's own types.
+//!
+//! Everything a caller can get wrong is refused here, before a group hears of it, with a sentence that names the
+//! argument. What cannot be checked, that a pointer points to what it says, is promised by the caller of each `unsafe`
+//! function, who has it from the C caller.
+
+use std::{
+    ffi::{CStr, c_char, c_void},
+    fmt,
+    ops::Range,
+    ptr::{self, NonNull},
+};
+
+use super::types::*;
+use crate::{
+    communicator::{Call, Descriptor, Pattern},
+    config::{FLAG_ALLOW_UNAUTHENTICATED, FLAG_DETERMINISTIC, Selection},
+    dtype::{Collective, DType, Op},
+    error::{Error, Result},
+};
+
+/// The arguments of a collective call, as C passed them.
+#[derive(Clone, Copy)]
+pub(super) struct Arguments {
+    pub(super) collective: Collective,
+    pub(super) send: *const c_void,
+    pub(super) recv: *mut c_void,
+    /// As the short function counts.
+    pub(super) count: usize,
+    pub(super) dtype: i32,
+    pub(super) op: i32,
+    pub(super) root: i32,
+    pub(super) flags: u32,
+    pub(super) stream: *mut c_void,
+}
+
+impl Arguments {
+    /// A call without arguments.
+    pub(super) fn of(collective: Collective) -> Self {
+        Arguments {
+            collective,
+            send: ptr::null(),
+            recv: ptr::null_mut(),
+            count: 0,
+            dtype: TUTTI_BYTES,
+            op: TUTTI_SUM,
+            root: 0,
+            flags: 0,
+            stream: ptr::null_mut(),
+        }
+    }
+
+    /// Parses the argument of tutti_start, whose two counts are one, as the short functions have it.
+    pub(super) fn from_call(call: &tutti_call) -> Result<Self> {
+        let collective = Collective::parse(call.collective)?;
+        served(collective)?;
+        if call.tag != 0 {
+            return Err(Error::invalid(format_args!("tag is {}; only sends and receives have one", call.tag)));
+        }
+        let arrays = [call.send_counts, call.send_displs, call.recv_counts, call.recv_displs];
+        if arrays.iter().any(|array| !array.is_null()) {
+            return Err(Error::invalid(format_args!(
+                "{} takes one count; send_counts, send_displs, recv_counts and recv_displs must be NULL",
+                collective.name()
+            )));
+        }
+        let count = match (call.send_count, call.recv_count) {
+            (send, 0) => send,
+            (0, recv) => recv,
+            (send, recv) if send == recv => send,
+            (send, recv) => {
+                return Err(Error::invalid(format_args!(
+                    "send_count is {send} and recv_count {recv}; both mean the count of tutti_{}: give one, or the same",
+                    collective.name()
+                )));
+            }
+        };
+        if call.flags & !TUTTI_CALL_REGISTERED != 0 {
+            return Err(Error::invalid(format_args!(
+                "flags is {:#x}; a call may carry TUTTI_CALL_REGISTERED ({TUTTI_CALL_REGISTERED:#x})",
+                call.flags
+            )));
+        }
+        Ok(Arguments {
+            collective,
+            send: call.send,
+            recv: call.recv,
+            count,
+            dtype: call.dtype,
+            op: call.op,
+            root: call.peer,
+            flags: call.flags,
+            stream: call.stream,
+        })
+    }
+
+    /// Parses a call of rank `rank` in a CPU group of `size`.
+    pub(super) fn parse(self, rank: u32, size: u32) -> Result<Call> {
+        served(self.collective)?;
+        if !self.stream.is_null() {
+            return Err(Error::invalid("stream is not NULL, but this is a CPU group: its calls happen on no stream"));
+        }
+        let descriptor = descriptor(self.collective, self.count, self.dtype, self.op, self.root, self.flags, size)?;
+        let Some(pattern) = Pattern::new(&descriptor, rank, size) else { return Err(not_served(self.collective)) };
+        let send = Buffer::new("send", self.send.cast(), pattern.send_bytes(rank))?;
+        let recv = Buffer::new("recv", self.recv.cast::<u8>().cast_const(), pattern.recv_bytes(size))?;
+        if send.overlaps(&recv) && !is_in_place(&descriptor, &send, &recv, rank) {
+            return Err(Error::invalid(format_args!(
+                "{send} and {recv} overlap: {}",
+                in_place_form(self.collective)
+            )));
+        }
+        Ok(Call { descriptor, send: send.start(), recv: recv.start().cast_mut() })
+    }
+}
+
+/// Parses what all ranks of a group of `size` must agree on.
+pub(super) fn descriptor(
+    collective: Collective,
+    count: usize,
+    dtype: i32,
+    op: i32,
+    root: i32,
+    flags: u32,
+    size: u32,
+) -> Result<Descriptor> {
+    if collective == Collective::Barrier {
+        if count != 0 {
+            return Err(Error::invalid(format_args!("a barrier moves nothing, but its count is {count}")));
+        }
+        return Ok(Descriptor { collective, dtype: DType::Bytes, op: Op::Sum, root: 0, flags, count: 0 });
+    }
+    let dtype = DType::parse(dtype)?;
+    let op = if collective.reduces() { Op::parse(op)? } else { Op::Sum };
+    if collective.reduces() && !dtype.is_reducible() {
+        return Err(Error::invalid(format_args!("{} is moved but never reduced", dtype.name())));
+    }
+    let root = if collective.has_root() { rank("root", root, size)? } else { 0 };
+    let bytes = count.checked_mul(dtype.size()).and_then(|bytes| bytes.checked_mul(size as usize));
+    if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+        return Err(Error::invalid(format_args!(
+            "{count} x {} on {size} ranks is more than can be addressed",
+            dtype.name()
+        )));
+    }
+    Ok(Descriptor { collective, dtype, op, root, flags, count: count as u64 })
+}
+
+/// Refuses what no group serves yet.
+pub(super) fn served(collective: Collective) -> Result<()> {
+    use Collective::*;
+    match collective {
+        AllReduce | AllGather | ReduceScatter | Broadcast | Reduce | Gather | Scatter | AllToAll | Barrier => Ok(()),
+        Send | Recv | AllGatherV | ReduceScatterV | AllToAllV => Err(not_served(collective)),
+    }
+}
+
+/// The sentence about a collective that no group serves yet.
+pub(super) fn not_served(collective: Collective) -> Error {
+    use Collective::*;
+    let instead = match collective {
+        Send | Recv => "use tutti_broadcast in a group of the two ranks",
+        AllGatherV => "use tutti_all_gather with the largest count",
+        ReduceScatterV => "use tutti_reduce_scatter with the largest count",
+        _ => "use tutti_all_to_all with the largest count",
+    };
+    Error::Unsupported(format!("tutti_{} is not served in this version: {instead}", collective.name()))
+}
+
+/// Parses a rank of a group of `size`.
+pub(super) fn rank(name: &str, value: i32, size: u32) -> Result<u32> {
+    u32::try_from(value).ok().filter(|rank| *rank < size).ok_or_else(|| {
+        Error::invalid(format_args!("{name} is {value}, but the group has the ranks 0 to {}", size.saturating_sub(1)))
+    })
+}
+
+/// Parses the members of a new group: ranks of a parent of `size`, each once.
+///
+/// # Safety
+///
+/// `ranks` is NULL or points to `count` readable numbers.
+pub(super) unsafe fn members(ranks: *const i32, count: usize, size: u32) -> Result<Vec<u32>> {
+    if count == 0 {
+        return Err(Error::invalid("count is 0, but a group has at least one rank"));
+    }
+    if count > size as usize {
+        return Err(Error::invalid(format_args!("count is {count}, but the parent has only {size} ranks")));
+    }
+    if ranks.is_null() {
+        return Err(Error::invalid(format_args!("ranks is NULL with count {count}")));
+    }
+    let mut named = vec![false; size as usize];
+    let mut members = Vec::with_capacity(count);
+    for index in 0..count {
+        // SAFETY: `index` is below `count`, for which the caller promises readable numbers.
+        let member = rank("a member", unsafe { ranks.add(index).read() }, size)?;
+        if std::mem::replace(&mut named[member as usize], true) {
+            return Err(Error::invalid(format_args!("ranks names rank {member} twice")));
+        }
+        members.push(member);
+    }
+    Ok(members)
+}
+
+/// Refuses flags of tutti_explain and tutti_all_reduce_mode that do not exist.
+pub(super) fn query_flags(flags: u32) -> Result<u32> {
+    let known = TUTTI_CALL_CAPTURED | TUTTI_CALL_REGISTERED;
+    if flags & !known != 0 {
+        return Err(Error::invalid(format_args!(
+            "flags is {flags:#x}; TUTTI_CALL_CAPTURED ({TUTTI_CALL_CAPTURED:#x}) and TUTTI_CALL_REGISTERED \
+             ({TUTTI_CALL_REGISTERED:#x}) exist"
+        )));
+    }
+    Ok(flags)
+}
+
+/// Refuses option flags that do not exist.
+pub(super) fn world_flags(flags: u32) -> Result<u32> {
+    if flags & !(FLAG_DETERMINISTIC | FLAG_ALLOW_UNAUTHENTICATED) != 0 {
+        return Err(Error::invalid(format_args!(
+            "flags is {flags:#x}; a world has TUTTI_FLAG_DETERMINISTIC ({FLAG_DETERMINISTIC:#x}) and \
+             TUTTI_FLAG_ALLOW_UNAUTHENTICATED ({FLAG_ALLOW_UNAUTHENTICATED:#x})"
+        )));
+    }
+    Ok(flags)
+}
+
+/// Refuses option flags that a group does not have.
+pub(super) fn group_flags(flags: u32) -> Result<u32> {
+    if flags & !FLAG_DETERMINISTIC != 0 {
+        return Err(Error::invalid(format_args!(
+            "flags is {flags:#x}; a group has TUTTI_FLAG_DETERMINISTIC ({FLAG_DETERMINISTIC:#x})"
+        )));
+    }
+    Ok(flags)
+}
+
+/// Parses the option `communicators`.
+///
+/// # Safety
+///
+/// `list` is NULL or points to a text that ends with NUL.
+pub(super) unsafe fn communicators(list: *const c_char) -> Result<Selection> {
+    // SAFETY: the caller's promise.
+    Ok(match unsafe { text("communicators", list) }? {
+        Some(list) => Selection::parse(&list)?,
+        None => Selection::All,
+    })
+}
+
+/// The longest text the library takes, in bytes without its NUL: longer ones are mistakes, and nobody reads on for
+/// ever where the NUL is missing.
+pub(super) const TEXT_LIMIT: usize = 4095;
+
+/// Copies a text; `None` for NULL.
+///
+/// # Safety
+///
+/// `text` is NULL or points to a text that ends with NUL.
+pub(super) unsafe fn text(name: &str, text: *const c_char) -> Result<Option<String>> {
+    if text.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: bytes up to the NUL are readable by the caller's promise, and `strnlen` looks no further.
+    let length = unsafe { libc::strnlen(text, TEXT_LIMIT + 1) };
+    if length > TEXT_LIMIT {
+        return Err(Error::invalid(format_args!("{name} is longer than {TEXT_LIMIT} bytes, or does not end with NUL")));
+    }
+    // SAFETY: as above; the byte at `length` is the NUL.
+    let bytes = unsafe { CStr::from_ptr(text) };
+    match bytes.to_str() {
+        Ok(text) => Ok(Some(text.to_owned())),
+        Err(_) => Err(Error::invalid(format_args!("{name} is no UTF-8"))),
+    }
+}
+
+/// A struct that begins with its size and grows at its end.
+///
+/// # Safety
+///
+/// The type is `repr(C)`, its first field is `struct_size: usize`, and all bytes zero is one of its values.
+pub(super) unsafe trait Versioned: Copy {
+    /// The struct's name in C.
+    const NAME: &'static str;
+    /// Its size in the first version that had it.
+    const FIRST_SIZE: usize;
+}
+
+// SAFETY: see the definition; numbers and pointers may be zero, and so may an optional function.
+unsafe impl Versioned for tutti_world_options {
+    const NAME: &'static str = "tutti_world_options_t";
+    const FIRST_SIZE: usize = 88;
+}
+// SAFETY: as above.
+unsafe impl Versioned for tutti_group_options {
+    const NAME: &'static str = "tutti_group_options_t";
+    const FIRST_SIZE: usize = 40;
+}
+// SAFETY: as above.
+unsafe impl Versioned for tutti_call {
+    const NAME: &'static str = "tutti_call_t";
+    const FIRST_SIZE: usize = 120;
+}
+// SAFETY: as above.
+unsafe impl Versioned for tutti_failure {
+    const NAME: &'static str = "tutti_failure_t";
+    const FIRST_SIZE: usize = 32;
+}
+
+/// No struct will ever be larger, so a larger size is a mistake and nothing of the struct is read.
+const LARGEST_STRUCT: usize = 1024;
+
+/// Reads a struct of any version: what an older caller's lacks is zero, what a newer caller's has more must be.
+///
+/// # Safety
+///
+/// `pointer` is NULL or points to a `size_t` with the size of what is readable there.
+pub(super) unsafe fn read_struct<T: Versioned>(pointer: *const T) -> Result<T> {
+    // SAFETY: the caller's promise.
+    let size = unsafe { struct_size(pointer) }?;
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: `size` bytes are readable by the caller's promise, `value` has room for its own size, and any bytes a
+    // caller put there are a value of the type: numbers, pointers, an optional function that the caller vouches for.
+    let value = unsafe {
+        ptr::copy_nonoverlapping(pointer.cast::<u8>(), value.as_mut_ptr().cast::<u8>(), size.min(size_of::<T>()));
+        value.assume_init()
+    };
+    for offset in size_of::<T>()..size {
+        // SAFETY: below `size`.
+        if unsafe { pointer.cast::<u8>().add(offset).read() } != 0 {
+            return Err(Error::invalid(format_args!(
+                "{} was compiled with a newer header than this library (version {}) and has a field set that it does \
+                 not know, at byte {offset}: update libtutti",
+                T::NAME,
+                env!("CARGO_PKG_VERSION")
+            )));
+        }
+    }
+    Ok(value)
+}
+
+/// Reads an optional struct; all zero for NULL.
+///
+/// # Safety
+///
+/// As [`read_struct`].
+pub(super) unsafe fn read_optional_struct<T: Versioned>(pointer: *const T) -> Result<T> {
+    if pointer.is_null() {
+        // SAFETY: all bytes zero is a value of the type.
+        return Ok(unsafe { std::mem::zeroed() });
+    }
+    // SAFETY: the caller's promise.
+    unsafe { read_struct(pointer) }
+}
+
+/// Writes a struct of any version: what an older caller's lacks is left out, what a newer caller's has more is zero.
+/// `struct_size` stays as it is.
+///
+/// # Safety
+///
+/// `pointer` is NULL or points to a `size_t` with the size of what is readable and writable there.
+pub(super) unsafe fn write_struct<T: Versioned>(pointer: *mut T, value: &T) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let size = unsafe { struct_size(pointer) }?;
+    let (known, header) = (size.min(size_of::<T>()), size_of::<usize>());
+    // SAFETY: `size` bytes are writable by the caller's promise, and `known` is neither beyond them nor beyond `value`.
+    unsafe {
+        let from = ptr::from_ref(value).cast::<u8>();
+        ptr::copy_nonoverlapping(from.add(header), pointer.cast::<u8>().add(header), known - header);
+        pointer.cast::<u8>().add(known).write_bytes(0, size - known);
+    }
+    Ok(())
+}
+
+/// The caller's size of a struct, checked.
+///
+/// # Safety
+///
+/// `pointer` is NULL or points to a readable `size_t`.
+unsafe fn struct_size<T: Versioned>(pointer: *const T) -> Result<usize> {
+    if pointer.is_null() {
+        return Err(Error::invalid(format_args!("the pointer to {} is NULL", T::NAME)));
+    }
+    // SAFETY: the caller's promise.
+    let size = unsafe { pointer.cast::<usize>().read_unaligned() };
+    if !(T::FIRST_SIZE..=LARGEST_STRUCT).contains(&size) {
+        return Err(Error::invalid(format_args!(
+            "struct_size of {} is {size}: initialise the struct with {}_INIT, or set struct_size to its sizeof",
+            T::NAME,
+            T::NAME.trim_end_matches("_t").to_uppercase()
+        )));
+    }
+    Ok(size)
+}
+
+/// An out-parameter that is not NULL.
+pub(super) struct Out<T>(NonNull<T>);
+
+impl<T> Out<T> {
+    /// Parses an out-parameter.
+    ///
+    /// # Safety
+    ///
+    /// `pointer` is NULL, or writable until this is dropped.
+    pub(super) unsafe fn new(name: &str, pointer: *mut T) -> Result<Self> {
+        NonNull::new(pointer).map(Out).ok_or_else(|| Error::invalid(format_args!("{name} is NULL")))
+    }
+
+    /// Writes the result.
+    pub(super) fn write(&self, value: T) {
+        // SAFETY: writable by the promise made to `new`.
+        unsafe { self.0.write(value) }
+    }
+}
+
+// SAFETY: it is only written through, and the promise made to `new` is about no particular thread.
+unsafe impl<T> Send for Out<T> {}
+
+/// Sets a handle that is about to be made to NULL, so that it is NULL whatever fails.
+///
+/// # Safety
+///
+/// `pointer` is NULL or writable.
+pub(super) unsafe fn clear<T>(pointer: *mut *mut T) {
+    if !pointer.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { pointer.write(ptr::null_mut()) }
+    }
+}
+
+/// Writes a text as snprintf does: no more than `capacity` bytes, the last of them NUL, cut between characters; and
+/// how long the whole is.
+///
+/// # Safety
+///
+/// `text` is NULL or points to `capacity` writable bytes; `needed` is NULL or writable.
+pub(super) unsafe fn write_text(text: *mut c_char, capacity: usize, needed: *mut usize, value: &str) -> Result<()> {
+    if text.is_null() && capacity != 0 {
+        return Err(Error::invalid(format_args!("text is NULL with capacity {capacity}")));
+    }
+    // A NUL within would end the text early for its reader.
+    let length = value.find('\0').unwrap_or(value.len());
+    if capacity > 0 {
+        let mut end = length.min(capacity - 1);
+        while !value.is_char_boundary(end) {
+            end -= 1;
+        }
+        // SAFETY: `end` is below `capacity`, for which the caller promises writable bytes.
+        unsafe {
+            ptr::copy_nonoverlapping(value.as_ptr(), text.cast::<u8>(), end);
+            text.add(end).write(0);
+        }
+    }
+    if !needed.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { needed.write(length) }
+    }
+    Ok(())
+}
+
+/// One buffer of a call: where it begins and how many bytes of it this rank touches.
+struct Buffer {
+    name: &'static str,
+    start: *const u8,
+    bytes: usize,
+}
+
+impl Buffer {
+    fn new(name: &'static str, start: *const u8, bytes: usize) -> Result<Self> {
+        if bytes > 0 && start.is_null() {
+            return Err(Error::invalid(format_args!("{name} is NULL, but {bytes} bytes are needed there")));
+        }
+        if bytes > 0 && start.addr().checked_add(bytes).is_none() {
+            return Err(Error::invalid(format_args!(
+                "{name} begins at {:#x}, where {bytes} bytes do not fit into the address space",
+                start.addr()
+            )));
+        }
+        Ok(Buffer { name, start, bytes })
+    }
+
+    /// The pointer for the call: dangling where nothing is touched, whatever was passed.
+    fn start(&self) -> *const u8 {
+        if self.bytes == 0 { ptr::dangling() } else { self.start }
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.start.addr()..self.start.addr() + self.bytes
+    }
+
+    fn overlaps(&self, other: &Buffer) -> bool {
+        if self.bytes == 0 || other.bytes == 0 {
+            return false;
+        }
+        let (a, b) = (self.range(), other.range());
+        a.start < b.end && b.start < a.end
+    }
+}
+
+impl fmt::Display for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let range = self.range();
+        write!(f, "{} ({:#x} to {:#x})", self.name, range.start, range.end)
+    }
+}
+
+/// Whether two buffers that overlap are the in-place form of their collective.
+fn is_in_place(call: &Descriptor, send: &Buffer, recv: &Buffer, rank: u32) -> bool {
+    use Collective::*;
+    let (send, recv, mine) = (send.start.addr(), recv.start.addr(), call.bytes() * rank as usize);
+    match call.collective {
+        AllReduce | Broadcast | Reduce => send == recv,
+        AllGather | Gather => send == recv + mine,
+        ReduceScatter | Scatter => recv == send + mine,
+        AllToAll | Send | Recv | Barrier | AllGatherV | ReduceScatterV | AllToAllV => false,
+    }
+}
+
+fn in_place_form(collective: Collective) -> &'static str {
+    use Collective::*;
+    match collective {
+        AllReduce | Broadcast | Reduce => "they must be equal or apart",
+        AllGather | Gather => "they must be apart, or send must be this rank's part of recv",
+        ReduceScatter | Scatter => "they must be apart, or recv must be this rank's part of send",
+        AllToAll | Send | Recv | Barrier | AllGatherV | ReduceScatterV | AllToAllV => "they must be apart",
+    }
+}

@@ -1,0 +1,137 @@
+//! Calls that are started now and finished later, and calls that are made together.
+
+use std::sync::Arc;
+
+use super::{
+    group::GROUPS,
+    guard::{answer, guard, guard_batched},
+    handles::{Entry, Table, destroy},
+    parse::{Arguments, Out, clear, read_struct},
+    types::*,
+};
+use crate::{
+    communicator::Progress,
+    config::Timeout,
+    error::Status,
+    group::{Request, batch},
+};
+
+/// The requests that C has handles of.
+static REQUESTS: Table<Arc<Request>> = Table::new();
+
+impl Entry for Arc<Request> {
+    type Handle = tutti_request;
+    const KIND: u8 = b'R';
+    const NAME: &'static str = "request";
+
+    fn retire(&self) {
+        self.release();
+    }
+}
+
+/// Starts any collective.
+///
+/// request NULL: does what the short function does (blocks on CPU groups, enqueues on CUDA groups), with the
+/// deadline and the flags of the call. Otherwise *request gets a handle, NULL on failure, that the caller must free
+/// with tutti_request_free; the buffers belong to the library until the request is done. A start behind an
+/// unfinished request of the same group queues in order. `call` itself is read before the function returns.
+///
+/// Returns what tutti_all_reduce returns. A failure of a started call may also come from the request.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tutti_start(
+    group: *mut tutti_group_t,
+    call: *const tutti_call_t,
+    request: *mut *mut tutti_request_t,
+) -> tutti_status_t {
+    if !request.is_null() {
+        // SAFETY: the C caller promises that a request which is not NULL is writable.
+        unsafe { clear(request) };
+    }
+    guard_batched("tutti_start", || {
+        let group = GROUPS.pin(group)?;
+        // SAFETY: the C caller promises that call is NULL or a struct as large as it says.
+        let call = unsafe { read_struct(call) }?;
+        let timeout = Timeout::from_ms(call.timeout_ms)?;
+        let call = Arguments::from_call(&call)?.parse(group.rank(), group.size())?;
+        if request.is_null() {
+            return group.run(call, timeout);
+        }
+        // SAFETY: as above.
+        let request = unsafe { Out::new("request", request) }?;
+        let place = REQUESTS.reserve()?;
+        request.write(place.fill(group.start(call, timeout)?));
+        Ok(())
+    })
+}
+
+/// Goes on with every unfinished request of this thread as far as possible without waiting, and says how far this
+/// one is. Repeatable: a finished request says the same again. Any thread.
+///
+/// Returns TUTTI_IN_PROGRESS; TUTTI_SUCCESS when the call is done (executed, not merely enqueued); its failure, as
+/// tutti_all_reduce; TUTTI_INVALID_ARGUMENT (no such request); TUTTI_INVALID_USAGE (forked process, or a call
+/// that is being captured).
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tutti_request_test(request: *mut tutti_request_t) -> tutti_status_t {
+    answer("tutti_request_test", || Ok(status_of(REQUESTS.pin(request)?.test()?)))
+}
+
+/// Waits until the request is done, and meanwhile goes on with every unfinished request of this thread.
+///
+/// timeout_ms: how long this wait may take: milliseconds, TUTTI_TIMEOUT_DEFAULT (the group's) or
+/// TUTTI_TIMEOUT_NEVER. When it ends first the request is still in progress and nothing has failed; the call's own
+/// deadline is another. Any thread.
+///
+/// Returns TUTTI_SUCCESS when the call is done; TUTTI_IN_PROGRESS when timeout_ms ended first; its failure, as
+/// tutti_all_reduce; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or a call that is being captured).
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tutti_request_wait(request: *mut tutti_request_t, timeout_ms: i64) -> tutti_status_t {
+    answer("tutti_request_wait", || {
+        let request = REQUESTS.pin(request)?;
+        Ok(status_of(request.wait(Timeout::from_ms(timeout_ms)?)?))
+    })
+}
+
+/// Frees a request. If it is unfinished its group is aborted first, since other ranks may count on its buffers.
+/// Freeing NULL or a freed request succeeds. Any thread; a wait for it in another thread ends with the failure.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a request); TUTTI_INVALID_USAGE (forked process).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tutti_request_free(request: *mut tutti_request_t) -> tutti_status_t {
+    guard("tutti_request_free", || destroy(&REQUESTS, request))
+}
+
+/// Opens a batch in this thread: calls of this thread are from now on collected and made together by
+/// tutti_batch_end, on any number of groups, so that one thread can drive several ranks and calls that wait for each
+/// other can be made one after the other. Every collective call may stand in a batch, and tutti_group_create,
+/// tutti_group_split, tutti_mem_alloc, tutti_group_sync and tutti_capture_commit. What they write is written by
+/// tutti_batch_end.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process, or a batch is open in this thread).
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn tutti_batch_begin() -> tutti_status_t {
+    guard("tutti_batch_begin", batch::begin)
+}
+
+/// Makes the calls of this thread's batch, and closes it whatever happens.
+///
+/// Blocks until all are done (CPU groups) or enqueued (CUDA groups). If one call was refused when it was put into the
+/// batch, nothing of the batch is made, and its error comes back.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process, or no batch is open in this thread); otherwise the
+/// first failure in the order of the calls, as the call itself returns it.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn tutti_batch_end() -> tutti_status_t {
+    guard("tutti_batch_end", batch::end)
+}
+
+fn status_of(progress: Progress) -> Status {
+    match progress {
+        Progress::Pending => Status::InProgress,
+        Progress::Done => Status::Success,
+    }
+}

@@ -1,0 +1,239 @@
+//! The exchange: the plain algorithm of every collective, over any way to show a chunk to the others.
+//!
+//! The contributions are cut into chunks; step `i` of a call is about chunk `i` of everybody's contribution. A rank
+//! publishes its chunks ahead, as far as there is room, and consumes step by step: it takes its window's part of
+//! every contributor's chunk, reduces or places it, and says that it has finished the step, which makes room.
+//!
+//! Steps are counted across calls, and every call advances the count by the same number on all ranks, whether they
+//! contribute, consume, or neither. So a rank's published and finished counts mean the same to everybody, and what
+//! a late rank still reads is never confused with the next call.
+//!
+//! Nothing is consumed before the [`Meeting`] is over, so nothing is written when ranks disagree.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{Action, Call, Descriptor, Meeting, Pattern, Progress, Ranks, reduce};
+use crate::{
+    bootstrap::Members,
+    dtype::{Collective, DType, Op},
+    error::{Error, Result},
+};
+
+/// How chunks get from rank to rank. Steps are counted across calls, from 0.
+pub trait Lanes {
+    /// The largest chunk, in bytes; a multiple of 8, and the same on all ranks.
+    fn chunk(&self) -> usize;
+
+    /// Whether there is room to publish `step`. What it waits for is that ranks finish earlier steps.
+    fn has_room(&mut self, step: u64) -> bool;
+
+    /// Shows this rank's chunk of `step` to `consumers`.
+    ///
+    /// # Safety
+    /// `bytes` are readable, at most [`Lanes::chunk`] of them, and there is room.
+    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, consumers: Ranks);
+
+    /// `rank`'s chunk of `step`, once it is published; valid until this rank finishes the step.
+    fn published(&mut self, rank: u32, step: u64, length: usize) -> Result<Option<*const u8>>;
+
+    /// Says, to all ranks, that this rank has finished all steps before `steps`.
+    fn finish(&mut self, steps: u64);
+
+    /// Whether it is `rank` for which there is no room yet.
+    fn denies_room(&mut self, rank: u32, step: u64) -> bool;
+
+    /// Whether everything published has left this process.
+    fn is_settled(&mut self) -> bool;
+}
+
+/// One rank's side of the current call.
+pub struct Exchange<L> {
+    /// How chunks travel.
+    pub lanes: L,
+    members: Arc<Members>,
+    call: Call,
+    pattern: Pattern,
+    /// The count at which this call's steps begin.
+    base: u64,
+    /// Steps of this call.
+    steps: u64,
+    /// Steps of this call published and consumed.
+    published: u64,
+    consumed: u64,
+    /// Where each contributor's chunk lies; kept to spare the allocation.
+    sources: Vec<*const u8>,
+}
+
+// SAFETY: the pointers are those of the call, which may be used from any thread (see `Call`), and of memory that
+// lives as long as the lanes.
+unsafe impl<L: Send> Send for Exchange<L> {}
+
+/// Steps published ahead of the last one consumed: enough to hide a peer's lag, and few enough to stay in the cache.
+const AHEAD: u64 = 2;
+
+impl<L: Lanes> Exchange<L> {
+    /// An exchange between `members`, with no call begun.
+    pub fn new(members: Arc<Members>, lanes: L) -> Self {
+        let nothing =
+            Descriptor { collective: Collective::Barrier, dtype: DType::Bytes, op: Op::Sum, root: 0, flags: 0, count: 0 };
+        let pattern = Pattern {
+            contributors: Ranks::None,
+            length: 0,
+            consumers: Ranks::None,
+            window: 0..0,
+            action: Action::Place { stride: 0 },
+        };
+        let sources = Vec::with_capacity(members.size() as usize);
+        let call = Call { descriptor: nothing, send: std::ptr::null(), recv: std::ptr::null_mut() };
+        Exchange { lanes, members, call, pattern, base: 0, steps: 0, published: 0, consumed: 0, sources }
+    }
+
+    /// Begins a call whose contributions are `pattern.length` bytes long.
+    pub fn begin(&mut self, call: &Call, pattern: Pattern) {
+        self.base += self.steps;
+        self.steps = pattern.length.div_ceil(self.lanes.chunk()) as u64;
+        self.call = *call;
+        self.pattern = pattern;
+        self.published = 0;
+        self.consumed = 0;
+        if !self.pattern.contributors.contains(self.members.rank()) {
+            self.published = self.steps;
+        }
+        if self.pattern.window.is_empty() && self.steps > 0 {
+            self.consumed = self.steps;
+            self.lanes.finish(self.base + self.steps);
+        }
+    }
+
+    /// Goes on as far as possible. `Done` only after the meeting.
+    pub fn poll(&mut self, meeting: &mut Meeting) -> Result<Progress> {
+        let begun = (self.published, self.consumed);
+        let waiting = |now: (u64, u64)| if now == begun { Progress::Pending } else { Progress::Moved };
+        loop {
+            let before = (self.published, self.consumed);
+            while self.published < self.steps
+                && self.published < self.consumed + AHEAD
+                && self.lanes.has_room(self.base + self.published)
+            {
+                self.publish();
+            }
+            if !meeting.is_over() && meeting.poll()? != Progress::Done {
+                return Ok(waiting((self.published, self.consumed)));
+            }
+            if self.consumed < self.steps && self.consumed < self.published {
+                self.consume()?;
+            }
+            if self.published == self.steps && self.consumed == self.steps {
+                return Ok(if self.lanes.is_settled() { Progress::Done } else { Progress::Pending });
+            }
+            if before == (self.published, self.consumed) {
+                return Ok(waiting(before));
+            }
+        }
+    }
+
+    /// Whether the call cannot go on before `rank` does something.
+    pub fn awaits(&mut self, rank: u32) -> bool {
+        if rank == self.members.rank() {
+            return false;
+        }
+        let step = self.base + self.consumed;
+        let range = self.range(self.consumed);
+        let for_data = self.consumed < self.steps
+            && self.pattern.contributors.contains(rank)
+            && !matches!(self.lanes.published(rank, step, range.len()), Ok(Some(_)));
+        let for_room = self.published < self.steps && self.lanes.denies_room(rank, self.base + self.published);
+        for_data || for_room
+    }
+
+    /// The bytes of a contribution that a step of this call is about.
+    fn range(&self, step: u64) -> Range<usize> {
+        let start = step as usize * self.lanes.chunk();
+        start.min(self.pattern.length)..(start + self.lanes.chunk()).min(self.pattern.length)
+    }
+
+    fn publish(&mut self) {
+        let range = self.range(self.published);
+        // SAFETY: the range lies in this rank's contribution, which the call's maker promised to be readable; there
+        // is room, as the caller has asked.
+        unsafe {
+            let bytes = self.call.send.add(range.start);
+            self.lanes.publish(self.base + self.published, bytes, range.len(), self.pattern.consumers);
+        }
+        self.published += 1;
+    }
+
+    /// Consumes the next step if every contributor has published it.
+    fn consume(&mut self) -> Result<()> {
+        let range = self.range(self.consumed);
+        let step = self.base + self.consumed;
+        let needed = range.start < self.pattern.window.end && self.pattern.window.start < range.end;
+        if needed {
+            let me = self.members.rank();
+            self.sources.clear();
+            for rank in (0..self.members.size()).filter(|rank| self.pattern.contributors.contains(*rank)) {
+                let source = match rank == me {
+                    // SAFETY: as in `publish`. In place, this part has not been overwritten yet: it is overwritten below.
+                    true => Some(unsafe { self.call.send.add(range.start) }),
+                    false => self.lanes.published(rank, step, range.len())?,
+                };
+                let Some(source) = source else { return Ok(()) };
+                self.sources.push(source);
+            }
+            // SAFETY: every source is readable for the range (published, or this rank's own), and the meeting is
+            // over, so all descriptors are equal and the result has room for what the pattern says.
+            unsafe { apply(&self.call, &self.pattern, &range, &mut self.sources) };
+        }
+        self.consumed += 1;
+        self.lanes.finish(step + 1);
+        Ok(())
+    }
+}
+
+/// Takes this rank's window of `range` from each contributor and reduces or places it.
+///
+/// # Safety
+/// `sources[i]` is readable for `range.len()` bytes and is where the range begins in the `i`-th contributor's
+/// contribution; `call.recv` is writable for what `pattern` says.
+pub unsafe fn apply(call: &Call, pattern: &Pattern, range: &Range<usize>, sources: &mut [*const u8]) {
+    let taken = range.start.max(pattern.window.start)..range.end.min(pattern.window.end);
+    if taken.is_empty() {
+        return;
+    }
+    let skip = taken.start - range.start;
+    let to = taken.start - pattern.window.start;
+    match pattern.action {
+        Action::Reduce => {
+            let Descriptor { dtype, op, .. } = call.descriptor;
+            // SAFETY: inside the source and the result, as the caller promises. Chunks and windows begin and end at
+            // whole elements: chunks are multiples of 8 bytes, windows of an element.
+            unsafe {
+                for source in sources.iter_mut() {
+                    *source = source.add(skip);
+                }
+                reduce::reduce(dtype, op, sources, call.recv.add(to), taken.len() / dtype.size());
+            }
+        }
+        Action::Place { .. } => {
+            for (contributor, source) in sources.iter().enumerate() {
+                // SAFETY: as above; a source that is this rank's own lies where it goes, or apart from it.
+                unsafe {
+                    let from = source.add(skip);
+                    let to = call.recv.add(pattern.place(contributor as u32) + to);
+                    if !std::ptr::eq(from, to) {
+                        std::ptr::copy_nonoverlapping(from, to, taken.len());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An error for a communicator whose peer sent what it should not have.
+pub fn protocol_error(members: &Members, rank: u32, what: &str) -> Error {
+    Error::failed(
+        crate::error::Status::CommunicatorError,
+        Some(rank),
+        format_args!("group {:?}: rank {rank} {what}", members.name()),
+    )
+}

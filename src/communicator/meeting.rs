@@ -1,0 +1,136 @@
+//! The meeting: every call begins with all ranks showing each other what they call.
+//!
+//! It is the same for all communicators, sizes and collectives, so ranks that disagree find out even where the
+//! disagreement would have sent them to different communicators. Nothing may be written to a result before the
+//! meeting is over: then all descriptors were equal.
+//!
+//! On a shared board the headers are cache lines (see [`crate::bootstrap::board`]); elsewhere they are messages.
+
+use std::sync::Arc;
+
+use super::{Descriptor, Progress};
+use crate::{
+    bootstrap::{
+        Channel, Members,
+        control::{Kind, Message, Verdict},
+    },
+    dtype::{Collective, DType, Op},
+    error::{Error, Failure, Result, Status},
+};
+
+/// The meeting of one call.
+pub struct Meeting {
+    members: Arc<Members>,
+    sequence: u64,
+    descriptor: Descriptor,
+    digest: u32,
+    /// Ranks below this have been met.
+    next: u32,
+}
+
+impl Meeting {
+    /// A meeting that is over, to begin the first one from.
+    pub fn new(members: Arc<Members>) -> Self {
+        let next = members.size();
+        let descriptor =
+            Descriptor { collective: Collective::Barrier, dtype: DType::Bytes, op: Op::Sum, root: 0, flags: 0, count: 0 };
+        Meeting { members, sequence: 0, descriptor, digest: 0, next }
+    }
+
+    /// Shows this rank's call to all, with a few bytes of its contribution where the board is shared.
+    ///
+    /// # Safety
+    /// `payload` is readable. Only the group's current call may begin a meeting, its sequence one above the last.
+    pub unsafe fn begin(&mut self, descriptor: Descriptor, sequence: u64, payload: &[u8]) {
+        self.sequence = sequence;
+        self.descriptor = descriptor;
+        self.digest = descriptor.digest();
+        self.next = 0;
+        let (board, me) = (self.members.board(), self.members.rank());
+        if board.is_shared() {
+            // SAFETY: one call at a time, in sequence, as the caller promises; `poll` sees every header of a call.
+            unsafe { board.post(me, sequence, self.digest, descriptor.to_words(), payload) };
+            board.ring_all();
+            return;
+        }
+        let body: Vec<u8> = descriptor.to_words().into_iter().flat_map(u64::to_le_bytes).collect();
+        let channel = self.members.channel(Channel::Calls);
+        for peer in (0..self.members.size()).filter(|peer| *peer != me) {
+            let peer = self.members.world_rank(peer);
+            self.members.endpoint().send(peer, Kind::Mail, channel, sequence, &body, Vec::new());
+        }
+    }
+
+    /// Meets whoever has come. `Done` once all ranks were seen to call the same.
+    #[inline]
+    pub fn poll(&mut self) -> Result<Progress> {
+        while self.next < self.members.size() {
+            if self.next != self.members.rank() && !self.meet(self.next)? {
+                return Ok(Progress::Pending);
+            }
+            self.next += 1;
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Whether all have met.
+    pub fn is_over(&self) -> bool {
+        self.next == self.members.size()
+    }
+
+    /// Whether `rank` has not come yet.
+    pub fn awaits(&self, rank: u32) -> bool {
+        if rank < self.next || rank == self.members.rank() {
+            return false;
+        }
+        let board = self.members.board();
+        !board.is_shared() || board.posted(rank, self.sequence).is_none()
+    }
+
+    /// Whether the call of `peer` is there; an error if it is another call.
+    #[inline]
+    fn meet(&self, peer: u32) -> Result<bool> {
+        let board = self.members.board();
+        if !board.is_shared() {
+            return self.meet_by_message(peer);
+        }
+        match board.posted(peer, self.sequence) {
+            None => Ok(false),
+            Some(digest) if digest == self.digest => Ok(true),
+            Some(_) => Err(self.mismatch(peer, Descriptor::from_words(board.words(peer, self.sequence)))),
+        }
+    }
+
+    fn meet_by_message(&self, peer: u32) -> Result<bool> {
+        let take = |message: &Message| if message.tag < self.sequence { Verdict::Stale } else { Verdict::Take };
+        let channel = self.members.channel(Channel::Calls);
+        let Some(message) = self.members.endpoint().receive(self.members.world_rank(peer), channel, take) else {
+            return Ok(false);
+        };
+        let mut words = [0_u64; 3];
+        for (word, bytes) in words.iter_mut().zip(message.body.chunks_exact(8)) {
+            *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        }
+        match Descriptor::from_words(words) {
+            Some(theirs) if theirs == self.descriptor && message.tag == self.sequence => Ok(true),
+            theirs => Err(self.mismatch(peer, theirs)),
+        }
+    }
+
+    fn mismatch(&self, peer: u32, theirs: Option<Descriptor>) -> Error {
+        let (me, name, sequence) = (self.members.rank(), self.members.name(), self.sequence);
+        let theirs = theirs.map_or_else(|| "something unknown".to_owned(), |theirs| theirs.to_string());
+        let mine = self.descriptor;
+        let text = format!(
+            "ranks of group {name:?} differ: rank {me} called {mine}, rank {peer} called {theirs} (call #{sequence}); \
+             nothing was written"
+        );
+        Error::from(Failure {
+            status: Status::Mismatch,
+            rank: Some(peer),
+            collective: Some(mine.collective),
+            sequence,
+            text,
+        })
+    }
+}

@@ -1,0 +1,373 @@
+//! What is inside a group: its communicators, the operation that is going on, and those queued behind it.
+//!
+//! Operations of a group run one after the other, in the order in which they were started, which is the same on all
+//! ranks. Each is a call, served by the communicator that the plan names, or a task of the control plane (making
+//! groups, agreeing on something). The core never waits: it is polled, and told to rest by whoever waits.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    bootstrap::{Members, members::nap, session::SLICE},
+    communicator::{Call, Descriptor, Placement, Progress, Task},
+    config::Timeout,
+    dispatch::{Communicators, Plan, Standing},
+    dtype::Collective,
+    error::{Error, Failure, Result, Status},
+};
+
+/// Something to be done in a group.
+pub(super) enum Work {
+    /// A collective call; the timeout is resolved.
+    Call(Call, Timeout),
+    /// A task of the control plane.
+    Task(Task<()>),
+}
+
+/// Where the outcome of started work will be.
+#[derive(Default)]
+pub(super) struct Ticket {
+    outcome: OnceLock<Result<()>>,
+}
+
+impl Ticket {
+    /// The outcome, once there is one.
+    pub(super) fn outcome(&self) -> Option<Result<()>> {
+        self.outcome.get().cloned()
+    }
+
+    fn complete(&self, outcome: Result<()>) {
+        let _ = self.outcome.set(outcome);
+    }
+}
+
+/// The inside of a group.
+pub(super) struct Core {
+    members: Arc<Members>,
+    plan: Arc<Plan>,
+    communicators: Communicators,
+    /// Calls begun so far.
+    sequence: u64,
+    active: Option<Active>,
+    queue: VecDeque<Queued>,
+}
+
+struct Queued {
+    work: Work,
+    ticket: Arc<Ticket>,
+    since: Instant,
+}
+
+/// The operation that is going on.
+struct Active {
+    doing: Doing,
+    /// `None` for a blocking call, whose caller polls it.
+    ticket: Option<Arc<Ticket>>,
+    /// When this rank entered the call; known from the first slow look on, so that a call that meets its peers
+    /// asks no clock.
+    since: Option<Instant>,
+}
+
+enum Doing {
+    Call { candidate: usize, call: Call, sequence: u64, timeout: Timeout, staging: Option<Staging> },
+    Task(Task<()>),
+}
+
+/// The result of a call whose communicator cannot put it where the caller wants it.
+struct Staging {
+    scratch: Vec<u64>,
+    to: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: `to` is the call's result, which may be used from any thread (see `Call`).
+unsafe impl Send for Staging {}
+
+impl Core {
+    pub(super) fn new(members: Arc<Members>, plan: Arc<Plan>, communicators: Communicators) -> Self {
+        Core { members, plan, communicators, sequence: 0, active: None, queue: VecDeque::new() }
+    }
+
+    /// Whether nothing is going on or queued.
+    pub(super) fn is_idle(&self) -> bool {
+        self.active.is_none() && self.queue.is_empty()
+    }
+
+    /// The plan as it is now.
+    pub(super) fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Takes a new plan. To be done by all ranks between the same two operations.
+    pub(super) fn set_plan(&mut self, plan: Arc<Plan>) {
+        self.plan = plan;
+    }
+
+    /// Begins a blocking call of an idle core. `Some` if it is over already.
+    #[inline]
+    pub(super) fn begin(&mut self, call: Call, timeout: Timeout) -> Option<Result<()>> {
+        debug_assert!(self.is_idle());
+        match self.start(call, timeout) {
+            Ok((Progress::Done, doing)) => Some(self.finish(doing)),
+            Ok((_, doing)) => {
+                self.active = Some(Active { doing, ticket: None, since: None });
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Queues work behind what is going on.
+    pub(super) fn enqueue(&mut self, work: Work) -> Arc<Ticket> {
+        let ticket = Arc::new(Ticket::default());
+        self.queue.push_back(Queued { work, ticket: ticket.clone(), since: Instant::now() });
+        self.advance(false);
+        ticket
+    }
+
+    /// Polls the blocking call; `Err` with how far it got if it is not over. A slow look (`look`) also checks the
+    /// deadline and the lives of those awaited.
+    #[inline]
+    pub(super) fn poll_call(&mut self, look: bool) -> Result<Result<()>, Progress> {
+        self.poll_active(look).map(|(_, outcome)| outcome)
+    }
+
+    /// Goes on with what is going on, and begins what is queued behind it. Says whether anything moved.
+    pub(super) fn advance(&mut self, look: bool) -> bool {
+        let mut moved = false;
+        loop {
+            if self.active.is_none() {
+                let Some(next) = self.queue.pop_front() else { return moved };
+                self.launch(next);
+                moved = true;
+                continue;
+            }
+            // A blocking call is polled by its caller alone.
+            if self.active.as_ref().is_some_and(|active| active.ticket.is_none()) {
+                return moved;
+            }
+            match self.poll_active(look) {
+                Ok((ticket, outcome)) => {
+                    moved = true;
+                    if let Some(ticket) = ticket {
+                        ticket.complete(outcome);
+                    }
+                }
+                Err(progress) => return moved || progress == Progress::Moved,
+            }
+        }
+    }
+
+    /// Sleeps until something may have changed for what is going on.
+    pub(super) fn rest(&mut self, at_most: Duration) {
+        let waited = self.active.as_ref().and_then(|active| active.since).map_or(Duration::ZERO, |since| since.elapsed());
+        let at_most = at_most.min(nap(waited));
+        match &self.active {
+            Some(Active { doing: Doing::Call { candidate, .. }, .. }) => {
+                if let Some(communicator) = &mut self.communicators[*candidate] {
+                    communicator.rest(at_most);
+                }
+            }
+            _ => self.members.endpoint().wait(at_most.min(SLICE)),
+        }
+    }
+
+    fn launch(&mut self, queued: Queued) {
+        let doing = match queued.work {
+            Work::Task(task) => Doing::Task(task),
+            Work::Call(call, timeout) => match self.start(call, timeout) {
+                Ok((Progress::Done, doing)) => {
+                    let outcome = self.finish(doing);
+                    return queued.ticket.complete(outcome);
+                }
+                Ok((_, doing)) => doing,
+                Err(error) => return queued.ticket.complete(Err(error)),
+            },
+        };
+        self.active = Some(Active { doing, ticket: Some(queued.ticket), since: Some(queued.since) });
+    }
+
+    /// Starts a call with the communicator that the plan names, in whichever way that one can place the result.
+    #[inline]
+    fn start(&mut self, call: Call, timeout: Timeout) -> Result<(Progress, Doing)> {
+        self.members.check()?;
+        let choice = self.plan.choose(&call.descriptor).ok_or_else(|| self.plan.refusal(&call.descriptor))?;
+        let mut staged = call;
+        let mut staging = None;
+        if call.descriptor.collective == Collective::AllReduce {
+            staging = stage(&mut staged, placement(&self.plan, choice.candidate))?;
+        }
+        let Some(communicator) = &mut self.communicators[choice.candidate] else {
+            return Err(Error::Internal(format!("the plan names a communicator that is not there for {}", call.descriptor)));
+        };
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let started = communicator.start(&staged, sequence, choice.algorithm);
+        let doing = Doing::Call { candidate: choice.candidate, call, sequence, timeout, staging };
+        match started {
+            Ok(progress) => Ok((progress, doing)),
+            Err(error) => Err(self.failed(error, &call.descriptor, sequence)),
+        }
+    }
+
+    fn finish(&mut self, doing: Doing) -> Result<()> {
+        if let Doing::Call { staging: Some(staging), .. } = doing {
+            // SAFETY: the result has room for the bytes, as the call's maker promised, and the scratch is that long.
+            unsafe { std::ptr::copy_nonoverlapping(staging.scratch.as_ptr().cast(), staging.to, staging.bytes) };
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn poll_active(&mut self, look: bool) -> Result<(Option<Arc<Ticket>>, Result<()>), Progress> {
+        let Some(active) = &mut self.active else { return Err(Progress::Pending) };
+        let outcome = match &mut active.doing {
+            Doing::Task(task) => match task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(outcome) => outcome,
+                Poll::Pending if self.members.is_closed() => self.members.check(),
+                Poll::Pending => return Err(Progress::Pending),
+            },
+            Doing::Call { candidate, call, sequence, .. } => {
+                let (descriptor, sequence) = (call.descriptor, *sequence);
+                let progress = match &mut self.communicators[*candidate] {
+                    Some(communicator) => communicator.poll(),
+                    None => Err(Error::Internal("the communicator of a call is gone".into())),
+                };
+                let progress = match progress {
+                    Ok(Progress::Done) => Ok(Progress::Done),
+                    Ok(waiting) => match self.members.check() {
+                        Ok(()) if look => self.look(),
+                        checked => checked.map(|()| waiting),
+                    },
+                    Err(error) => Err(error),
+                };
+                match progress {
+                    Ok(Progress::Done) => Ok(()),
+                    Ok(waiting) => return Err(waiting),
+                    Err(error) => Err(self.failed(error, &descriptor, sequence)),
+                }
+            }
+        };
+        let Some(active) = self.active.take() else { return Err(Progress::Pending) };
+        Ok((active.ticket, outcome.and_then(|()| self.finish(active.doing))))
+    }
+
+    /// The slow look at a call that waits: has a rank it awaits died, has the deadline passed? Before either is
+    /// reported, the data is read once more: what a rank published before it went counts.
+    #[cold]
+    fn look(&mut self) -> Result<Progress> {
+        let now = Instant::now();
+        let Some(Active { doing: Doing::Call { candidate, call, sequence, timeout, .. }, since, .. }) = &mut self.active
+        else {
+            return Ok(Progress::Pending);
+        };
+        let Some(communicator) = &mut self.communicators[*candidate] else { return Ok(Progress::Pending) };
+        let since = *since.get_or_insert(now);
+        let (members, descriptor, sequence) = (&self.members, call.descriptor, *sequence);
+        let failure = |status, rank, text| {
+            Error::from(Failure { status, rank: Some(rank), collective: Some(descriptor.collective), sequence, text })
+        };
+        let what = || format!("{} #{sequence} on group {:?}", descriptor.collective.name(), members.name());
+        for rank in 0..members.size() {
+            if let Some(loss) = members.lost(rank) {
+                let progress = communicator.poll()?;
+                if progress == Progress::Done {
+                    return Ok(progress);
+                }
+                members.check()?;
+                if communicator.awaits(rank) {
+                    let text = format!("{}: rank {rank} is lost: {}", what(), loss.text);
+                    return Err(failure(Status::PeerLost, rank, text));
+                }
+            }
+        }
+        let Some(patience) = timeout.duration() else { return Ok(Progress::Pending) };
+        if now.duration_since(since) < patience {
+            return Ok(Progress::Pending);
+        }
+        let progress = communicator.poll()?;
+        if progress == Progress::Done {
+            return Ok(progress);
+        }
+        let (late, here): (Vec<u32>, Vec<u32>) = (0..members.size()).partition(|rank| communicator.awaits(*rank));
+        let Some(first) = late.first() else { return Ok(Progress::Pending) };
+        let text = format!(
+            "{}: {} did not arrive within {:.1} s ({}); {}",
+            what(),
+            list(&late),
+            patience.as_secs_f64(),
+            match here.as_slice() {
+                [one] => format!("rank {one} did"),
+                _ => format!("{} did", list(&here)),
+            },
+            late.iter()
+                .map(|rank| format!("the process {} of rank {rank} is alive", members.facts(*rank).pid))
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+        Err(failure(Status::Timeout, *first, text))
+    }
+
+    /// What a call's error means for the group: a harmless one is passed on, any other fails the group, and what is
+    /// reported is the group's first failure.
+    #[cold]
+    fn failed(&self, error: Error, descriptor: &Descriptor, sequence: u64) -> Error {
+        if self.members.is_closed() {
+            return self.members.check().err().unwrap_or(error);
+        }
+        let failure = match error {
+            Error::Failed(failure) => *failure,
+            error => Failure {
+                status: error.status(),
+                rank: Some(self.members.rank()),
+                collective: Some(descriptor.collective),
+                sequence,
+                text: error.to_string(),
+            },
+        };
+        Error::from(self.members.fail(failure))
+    }
+}
+
+/// "rank 2", "ranks 2, 5".
+fn list(ranks: &[u32]) -> String {
+    let names: Vec<_> = ranks.iter().map(u32::to_string).collect();
+    format!("rank{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))
+}
+
+fn placement(plan: &Plan, candidate: usize) -> Placement {
+    match &plan.candidates()[candidate].standing {
+        Standing::Ready(capabilities) => capabilities.placement,
+        _ => Placement::None,
+    }
+}
+
+/// Makes `call` one that a communicator of this placement can serve. Where the result must pass through scratch
+/// memory, that is returned, to be copied when the call is done.
+fn stage(call: &mut Call, placement: Placement) -> Result<Option<Staging>> {
+    let in_place = std::ptr::eq(call.send, call.recv);
+    let bytes = call.descriptor.bytes();
+    match placement {
+        Placement::InPlace if !in_place && bytes > 0 => {
+            // SAFETY: both are `bytes` long and do not overlap, as the call's maker promised; `send` stays untouched.
+            unsafe { std::ptr::copy_nonoverlapping(call.send, call.recv, bytes) };
+            call.send = call.recv;
+            Ok(None)
+        }
+        Placement::OutOfPlace if in_place && bytes > 0 => {
+            let mut scratch = Vec::new();
+            let words = bytes.div_ceil(size_of::<u64>());
+            scratch
+                .try_reserve_exact(words)
+                .map_err(|_| Error::OutOfMemory(format!("{bytes} bytes to stage {} in place", call.descriptor)))?;
+            scratch.resize(words, 0);
+            let to = std::mem::replace(&mut call.recv, scratch.as_mut_ptr().cast());
+            Ok(Some(Staging { scratch, to, bytes }))
+        }
+        _ => Ok(None),
+    }
+}

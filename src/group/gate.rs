@@ -1,0 +1,84 @@
+//! The gate: who may touch a group's inside.
+//!
+//! One thread at a time makes a collective call (a second one is told so at once, not made to wait); between and
+//! beside calls, any thread that tests or waits for a request may pass for the moment it takes to poll. The gate
+//! is one word: passing costs one compare-and-swap and one store.
+
+use std::{
+    cell::UnsafeCell,
+    ops::{Deref, DerefMut},
+};
+
+use crate::{
+    error::{Error, Result},
+    sync::{AtomicU32, Ordering, spin_loop},
+};
+
+const FREE: u32 = 0;
+/// Somebody polls; gone in a moment.
+const POLLING: u32 = 1;
+/// Somebody is in a call, for as long as it takes.
+const CALLING: u32 = 2;
+
+/// A value behind a gate.
+pub(super) struct Gate<T> {
+    state: AtomicU32,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the value is touched only by whoever holds the gate, one at a time: the acquiring exchange that takes it
+// pairs with the release store that frees it.
+unsafe impl<T: Send> Sync for Gate<T> {}
+
+/// The way inside, open until dropped.
+pub(super) struct Inside<'a, T>(&'a Gate<T>);
+
+impl<T> Gate<T> {
+    pub(super) fn new(value: T) -> Self {
+        Gate { state: AtomicU32::new(FREE), value: UnsafeCell::new(value) }
+    }
+
+    /// For a call: waits out a poll, refuses where another call is going on.
+    #[inline]
+    pub(super) fn call(&self) -> Result<Inside<'_, T>> {
+        loop {
+            match self.state.compare_exchange_weak(FREE, CALLING, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Ok(Inside(self)),
+                Err(CALLING) => {
+                    return Err(Error::usage(
+                        "another thread is in a call on this group; calls of one group must not overlap \
+                         (make a group per thread, or start requests from one thread)",
+                    ));
+                }
+                Err(_) => spin_loop(),
+            }
+        }
+    }
+
+    /// For a poll: `None` where somebody else is inside, who does the polling then.
+    pub(super) fn poll(&self) -> Option<Inside<'_, T>> {
+        self.state.compare_exchange(FREE, POLLING, Ordering::Acquire, Ordering::Relaxed).ok().map(|_| Inside(self))
+    }
+}
+
+impl<T> Deref for Inside<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: holding the gate is having the value to oneself.
+        unsafe { &*self.0.value.get() }
+    }
+}
+
+impl<T> DerefMut for Inside<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above.
+        unsafe { &mut *self.0.value.get() }
+    }
+}
+
+impl<T> Drop for Inside<'_, T> {
+    fn drop(&mut self) {
+        self.0.state.store(FREE, Ordering::Release);
+    }
+}

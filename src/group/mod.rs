@@ -1,0 +1,248 @@
+//! Groups: ordered ranks that communicate, and all that belongs to them.
+//!
+//! * this page — [`Group`], what a caller sees;
+//! * [`core`](self) — the operation that is going on and those behind it; `gate` — who may touch it;
+//! * `wait` — how a thread spends the time until its peers come;
+//! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
+//! * `create` — how groups come to be; `fork` — what a forked child may do: nothing.
+
+pub mod batch;
+mod core;
+mod create;
+mod fork;
+mod gate;
+mod request;
+mod wait;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use self::{
+    core::{Core, Work},
+    gate::Gate,
+};
+pub use self::{fork::forked, request::Request};
+use crate::{
+    bootstrap::Members,
+    communicator::{Call, Descriptor, Placement},
+    config::{GroupOptions, Timeout, WorldOptions},
+    dispatch::{Format, Plan, Standing},
+    dtype::{Collective, DType, Op},
+    error::{Error, Failure, Result, Status},
+};
+
+/// What is done with a group that was made: before the making call returns, or at the end of its batch. `None` for
+/// a rank that is not in it.
+pub type Deliver = Box<dyn FnOnce(Option<Arc<Group>>) + Send>;
+
+/// How long whoever ends a call from outside waits for it to let go of its buffers.
+const LETTING_GO: Duration = Duration::from_secs(10);
+
+/// A group of ranks.
+///
+/// One thread at a time calls collectives; checking, aborting, explaining and asking are for any thread at any time.
+pub struct Group {
+    members: Arc<Members>,
+    /// Resolved: nothing in it means "the default".
+    options: GroupOptions,
+    core: Gate<Core>,
+    /// The plan, for whoever asks from another thread.
+    plan: Mutex<Arc<Plan>>,
+}
+
+impl Group {
+    /// Joins the world that the options or the environment name, as one rank of it. Blocks until all ranks came.
+    pub fn world(options: WorldOptions) -> Result<Arc<Self>> {
+        create::world(options)
+    }
+
+    /// A world whose `size` ranks are all in this process, for one thread or several to drive.
+    pub fn world_local(size: u32, options: WorldOptions) -> Result<Vec<Arc<Self>>> {
+        create::world_local(size, options)
+    }
+
+    /// Makes a group of some ranks of this one, which becomes theirs in the given order. Collective over those ranks
+    /// alone; any other rank that calls gets `None`. A failure leaves this group as it is, and works on a group that
+    /// has failed: that is how survivors go on.
+    pub fn create(self: &Arc<Self>, ranks: &[u32], options: GroupOptions, deliver: Deliver) -> Result<()> {
+        batch::checked(create::check_ranks(ranks, self.size()))?;
+        if !ranks.contains(&self.rank()) {
+            deliver(None);
+            return Ok(());
+        }
+        let policy = batch::checked(create::policy(&options))?;
+        let task = create::from_list(self.members.clone(), ranks.to_vec(), self.inherit(options), policy, deliver);
+        self.perform(Work::Task(Box::pin(task)))
+    }
+
+    /// Splits the group: ranks with one color make a group, ordered by key, then by rank. Collective over all ranks;
+    /// a negative color gets `None`.
+    pub fn split(self: &Arc<Self>, color: i32, key: i32, options: GroupOptions, deliver: Deliver) -> Result<()> {
+        let policy = batch::checked(create::policy(&options))?;
+        let task = create::by_color(self.members.clone(), color, key, self.inherit(options), policy, deliver);
+        self.perform(Work::Task(Box::pin(task)))
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> u32 {
+        self.members.rank()
+    }
+
+    /// Ranks in the group.
+    pub fn size(&self) -> u32 {
+        self.members.size()
+    }
+
+    /// The name, for texts.
+    pub fn name(&self) -> &str {
+        self.members.name()
+    }
+
+    /// The group's first failure, as an error.
+    pub fn check(&self) -> Result<()> {
+        self.hear();
+        self.members.check()
+    }
+
+    /// The group's first failure.
+    pub fn failure(&self) -> Option<Failure> {
+        self.hear();
+        self.members.failure()
+    }
+
+    /// Which ranks are alive and have not left, as far as can be told now.
+    pub fn alive(&self) -> Vec<bool> {
+        (0..self.size()).map(|rank| self.members.lost(rank).is_none()).collect()
+    }
+
+    /// Returns when all ranks have called it.
+    pub fn sync(self: &Arc<Self>, timeout: Timeout) -> Result<()> {
+        let descriptor =
+            Descriptor { collective: Collective::Barrier, dtype: DType::Bytes, op: Op::Sum, root: 0, flags: 0, count: 0 };
+        self.run(Call { descriptor, send: std::ptr::null(), recv: std::ptr::null_mut() }, timeout)
+    }
+
+    /// Fails the group on all ranks: whoever waits in it returns within 10 ms. From any thread.
+    pub fn abort(&self) {
+        let rank = self.rank();
+        self.members.fail(Failure {
+            status: Status::Aborted,
+            rank: Some(rank),
+            collective: None,
+            sequence: 0,
+            text: format!("rank {rank} aborted group {:?}", self.name()),
+        });
+    }
+
+    /// Leaves the group: a call that is going on ends with `ABORTED`, later ones are refused, and peers that wait for
+    /// this rank hear that it left. What it has delivered stays readable to them.
+    pub fn leave(&self) {
+        self.members.leave();
+    }
+
+    /// Makes a call and waits for it; in a batch, writes it down.
+    #[inline]
+    pub fn run(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<()> {
+        let timeout = timeout.or(self.options.timeout);
+        if batch::is_open() {
+            batch::checked(self.refuse_unserved(&call))?;
+            batch::push(self, Work::Call(call, timeout));
+            return Ok(());
+        }
+        let mut core = self.core.call()?;
+        if !core.is_idle() {
+            let ticket = core.enqueue(Work::Call(call, timeout));
+            drop(core);
+            return wait::for_tickets(&[(self.clone(), ticket)], Timeout::Never).unwrap_or(Ok(()));
+        }
+        match core.begin(call, timeout) {
+            Some(outcome) => outcome,
+            None => wait::for_call(&self.members, &mut core),
+        }
+    }
+
+    /// Starts a call, behind those that were started before it.
+    pub fn start(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<Arc<Request>> {
+        Request::start(self, call, timeout)
+    }
+
+    /// Where the communicator that serves this all_reduce can put its result without staging.
+    pub fn all_reduce_mode(&self, descriptor: &Descriptor) -> Placement {
+        let plan = self.plan();
+        match plan.choose(descriptor).map(|choice| &plan.candidates()[choice.candidate].standing) {
+            Some(Standing::Ready(capabilities)) => capabilities.placement,
+            _ => Placement::None,
+        }
+    }
+
+    /// What serves a call, and why nothing else does.
+    pub fn explain(&self, descriptor: &Descriptor, format: Format) -> Result<String> {
+        Ok(self.plan().explain(self.name(), descriptor, format))
+    }
+
+    /// Switches a communicator on or off, together with all ranks; what it served, the next in the list serves.
+    pub fn set_enabled(self: &Arc<Self>, communicator: &str, enabled: bool) -> Result<()> {
+        if batch::is_open() {
+            return Err(Error::usage("tutti_group_set_enabled cannot stand in a batch"));
+        }
+        let mut plan = Plan::clone(&self.plan());
+        plan.set_enabled(communicator, enabled)?;
+        let plan = Arc::new(plan);
+        let (members, deadline) = (self.members.clone(), self.options.timeout.deadline());
+        members.check()?;
+        let digest = plan.digest();
+        self.perform(Work::Task(Box::pin(async move { create::agree_on(&members, digest, deadline).await })))?;
+        self.core.call()?.set_plan(plan.clone());
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+        Ok(())
+    }
+
+    /// A group of members that have agreed on everything.
+    fn new(members: Arc<Members>, options: GroupOptions, plan: Plan, communicators: crate::dispatch::Communicators) -> Arc<Self> {
+        let plan = Arc::new(plan);
+        let core = Gate::new(Core::new(members.clone(), plan.clone(), communicators));
+        Arc::new(Group { members, options, core, plan: Mutex::new(plan) })
+    }
+
+    /// Work that is not a call: waited for, or written down in a batch.
+    fn perform(self: &Arc<Self>, work: Work) -> Result<()> {
+        if batch::is_open() {
+            batch::push(self, work);
+            return Ok(());
+        }
+        let ticket = self.core.call()?.enqueue(work);
+        wait::for_tickets(&[(self.clone(), ticket)], Timeout::Never).unwrap_or(Ok(()))
+    }
+
+    /// What can be refused before anything is published.
+    fn refuse_unserved(&self, call: &Call) -> Result<()> {
+        self.members.check()?;
+        let plan = self.plan();
+        plan.choose(&call.descriptor).map(|_| ()).ok_or_else(|| plan.refusal(&call.descriptor))
+    }
+
+    /// Options of a group made from this one: what they leave open is inherited.
+    fn inherit(&self, mut options: GroupOptions) -> GroupOptions {
+        options.timeout = options.timeout.or(self.options.timeout);
+        options
+    }
+
+    fn plan(&self) -> Arc<Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets failures that travel as messages arrive.
+    fn hear(&self) {
+        if !self.members.board().is_shared() {
+            self.members.endpoint().progress();
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.members.leave();
+    }
+}

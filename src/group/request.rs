@@ -1,0 +1,68 @@
+//! Requests: calls that were started and are tested or waited for later.
+
+use std::sync::Arc;
+
+use super::{
+    Group,
+    core::{Ticket, Work},
+    wait,
+};
+use crate::{
+    communicator::{Call, Progress},
+    config::Timeout,
+    error::{Failure, Result, Status},
+};
+
+/// A started call. May be tested and waited for from any thread, any number of times; dropping it changes nothing.
+pub struct Request {
+    group: Arc<Group>,
+    ticket: Arc<Ticket>,
+}
+
+impl Request {
+    pub(super) fn start(group: &Arc<Group>, call: Call, timeout: Timeout) -> Result<Arc<Self>> {
+        group.refuse_unserved(&call)?;
+        let ticket = group.core.call()?.enqueue(Work::Call(call, timeout.or(group.options.timeout)));
+        if ticket.outcome().is_none() {
+            wait::started(group);
+        }
+        Ok(Arc::new(Request { group: group.clone(), ticket }))
+    }
+
+    /// Whether the call is over: executed, not merely begun. Also goes on with it.
+    pub fn test(&self) -> Result<Progress> {
+        if self.ticket.outcome().is_none() {
+            if let Some(mut core) = self.group.core.poll() {
+                core.advance(true);
+            }
+            wait::advance_started(false);
+        }
+        self.ticket.outcome().map_or(Ok(Progress::Pending), |outcome| outcome.map(|()| Progress::Done))
+    }
+
+    /// Waits for the call, but no longer than `timeout` (the default: the group's); then it is still `Pending`.
+    pub fn wait(&self, timeout: Timeout) -> Result<Progress> {
+        let tickets = [(self.group.clone(), self.ticket.clone())];
+        match wait::for_tickets(&tickets, timeout.or(self.group.options.timeout)) {
+            Some(outcome) => outcome.map(|()| Progress::Done),
+            None => Ok(Progress::Pending),
+        }
+    }
+
+    /// Gives the request up. One that is not over aborts its group first, since its buffers may go.
+    pub fn release(&self) {
+        if self.ticket.outcome().is_some() {
+            return;
+        }
+        let rank = self.group.members.rank();
+        self.group.members.fail(Failure {
+            status: Status::Aborted,
+            rank: Some(rank),
+            collective: None,
+            sequence: 0,
+            text: format!("rank {rank} of group {:?} freed a request that was not over", self.group.name()),
+        });
+        // Nothing touches the buffers any more once the core has let go of the call.
+        let _ = self.wait(Timeout::After(super::LETTING_GO));
+    }
+}

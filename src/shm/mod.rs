@@ -1,0 +1,250 @@
+//! The shared-memory communicator: ranks of one host, through memory they all map.
+//!
+//! * [`segment`] — where everything lies, and the counters by which slots are handed over;
+//! * this page — the two algorithms, and how the communicator is made.
+//!
+//! | algorithm | contribution | how |
+//! |-----------|--------------|-----|
+//! | inline    | to 16 KiB    | each rank copies its contribution into its slot and posts its header; whoever has seen all headers reads everybody's slot |
+//! | pipelined | any          | the plain [`Exchange`] over a ring of staging slots |
+//!
+//! *Why an inline slot may be reused.* There are two, used in turn like the headers, and by the argument told at
+//! [`crate::bootstrap::board`] nobody reads slot `n % 2` of call n any more when call n+2 is posted.
+
+mod segment;
+
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use segment::{INLINE, Segment};
+
+use crate::{
+    bootstrap::{Members, mapping::Mapping, members::first_trouble, session::Session},
+    communicator::{
+        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
+        exchange::{self, Exchange, Lanes},
+    },
+    dtype::{OPS, REDUCIBLE},
+    error::{Error, Result},
+};
+
+/// The entry in the dispatcher's list.
+pub struct Shm;
+
+const ALGORITHMS: [Algorithm; 2] =
+    [Algorithm { name: "inline", up_to: INLINE as u64 }, Algorithm { name: "pipelined", up_to: u64::MAX }];
+const PIPELINED: u8 = 1;
+
+impl Provider for Shm {
+    fn name(&self) -> &'static str {
+        "shm"
+    }
+
+    fn algorithms(&self) -> &'static [Algorithm] {
+        &ALGORITHMS
+    }
+
+    fn probe(&self, members: &Members) -> Result<Capabilities, String> {
+        if !members.on_one_host() {
+            return Err("the ranks are on several hosts".into());
+        }
+        if !members.board().is_shared() {
+            return Err("no memory could be shared".into());
+        }
+        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        capabilities.placement = Placement::Both;
+        capabilities.rank_order = true;
+        capabilities.detects_mismatch = true;
+        // A sleeping rank is woken by the failure itself.
+        capabilities.cancellable_within_ms = Some(10);
+        Ok(capabilities)
+    }
+
+    fn create(&self, members: Arc<Members>, deadline: Option<std::time::Instant>) -> Task<Box<dyn Communicator>> {
+        Box::pin(async move {
+            let mapping = share(&members, deadline).await?;
+            Ok(Box::new(Communication::new(members, mapping)) as Box<dyn Communicator>)
+        })
+    }
+}
+
+/// Makes the segment together: the first rank makes the memfd, every rank maps it and commits its own part, so
+/// that the part's pages come from the memory next to the rank.
+async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> Result<Arc<Mapping>> {
+    let bytes = Segment::bytes(members.size());
+    let mut session = members.session(deadline, format!("shared memory of group {:?}", members.name()));
+    let mapped = share_in(&mut session, members, bytes).await;
+    match mapped {
+        // Whether all ranks managed to map it is the dispatcher's next question.
+        Ok(mapped) => session.finish().await.and(mapped),
+        Err(error) => {
+            session.give_up(&error);
+            Err(error)
+        }
+    }
+}
+
+/// The outer error is the session's, and ends the making of the group; the inner one only this communicator's.
+async fn share_in(session: &mut Session, members: &Members, bytes: usize) -> Result<Result<Arc<Mapping>>> {
+    let made: Result<Option<OwnedFd>> = match members.rank() {
+        0 => Mapping::create("tutti-shm", bytes).map(Some),
+        _ => Ok(None),
+    };
+    let trouble = made.as_ref().err().map(Error::to_string).unwrap_or_default();
+    let descriptor = made.as_ref().ok().and_then(Option::as_ref);
+    let said = session.all_gather(trouble.as_bytes(), descriptor).await?;
+    if let Some(trouble) = first_trouble(members.world_ranks(), &said) {
+        return Ok(Err(Error::Unsupported(trouble)));
+    }
+    let passed = descriptor.or_else(|| said.first().and_then(|message| message.descriptors.first()));
+    Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| {
+        let mine = Segment::part(members.rank());
+        Mapping::commit(fd, mine.start, mine.len())?;
+        Mapping::open(fd, bytes)
+    }))
+}
+
+/// One rank's communicator.
+struct Communication {
+    members: Arc<Members>,
+    meeting: Meeting,
+    exchange: Exchange<Segment>,
+    /// The inline call that is going on.
+    inline: Option<Inline>,
+    sources: Vec<*const u8>,
+    /// What came out while this rank was about to sleep.
+    outcome: Option<Result<Progress>>,
+}
+
+struct Inline {
+    call: Call,
+    pattern: Pattern,
+    sequence: u64,
+}
+
+// SAFETY: the pointers are the current call's, which may be used from any thread (see `Call`), and the segment's.
+unsafe impl Send for Communication {}
+
+impl Communication {
+    fn new(members: Arc<Members>, mapping: Arc<Mapping>) -> Self {
+        let segment = Segment::new(members.clone(), mapping);
+        Communication {
+            meeting: Meeting::new(members.clone()),
+            exchange: Exchange::new(members.clone(), segment),
+            inline: None,
+            sources: Vec::with_capacity(members.size() as usize),
+            outcome: None,
+            members,
+        }
+    }
+
+    fn advance(&mut self) -> Result<Progress> {
+        if self.inline.is_none() {
+            return self.exchange.poll(&mut self.meeting);
+        }
+        if self.meeting.poll()? != Progress::Done {
+            return Ok(Progress::Pending);
+        }
+        if let Some(inline) = self.inline.take() {
+            self.consume(&inline);
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Reads everybody's slot, once all headers were seen.
+    fn consume(&mut self, inline: &Inline) {
+        let (me, pattern) = (self.members.rank(), &inline.pattern);
+        if pattern.window.is_empty() {
+            return;
+        }
+        self.sources.clear();
+        for rank in (0..self.members.size()).filter(|rank| pattern.contributors.contains(*rank)) {
+            self.sources.push(match rank == me {
+                true => inline.call.send,
+                false => self.exchange.lanes.inline_slot(rank, inline.sequence),
+            });
+        }
+        // SAFETY: each header was posted after its rank had filled the slot, and is read no more once this rank
+        // posts its next call; `send` and `recv` are as the call's maker promised.
+        unsafe { exchange::apply(&inline.call, pattern, &(0..pattern.length), &mut self.sources) };
+    }
+}
+
+impl Communicator for Communication {
+    fn start(&mut self, call: &Call, sequence: u64, algorithm: u8) -> Result<Progress> {
+        let (me, size) = (self.members.rank(), self.members.size());
+        let pattern = Pattern::new(&call.descriptor, me, size)
+            .ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
+        self.outcome = None;
+        self.inline = None;
+        if algorithm == PIPELINED {
+            // SAFETY: the group calls this once per sequence, in order; there is no payload.
+            unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+            self.exchange.begin(call, pattern);
+            return self.poll();
+        }
+        if pattern.contributors.contains(me) && size > 1 {
+            // SAFETY: `send` is readable for the contribution, which the plan says fits a slot; nobody reads this
+            // slot now (see the module comment).
+            unsafe {
+                let slot = self.exchange.lanes.inline_slot(me, sequence).cast_mut();
+                std::ptr::copy_nonoverlapping(call.send, slot, pattern.length.min(INLINE));
+            }
+        }
+        // SAFETY: as above; the header's release store publishes the slot.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.inline = Some(Inline { call: *call, pattern, sequence });
+        self.poll()
+    }
+
+    fn poll(&mut self) -> Result<Progress> {
+        match self.outcome.take() {
+            Some(outcome) => outcome,
+            None => self.advance(),
+        }
+    }
+
+    fn rest(&mut self, at_most: Duration) {
+        let members = self.members.clone();
+        let doze = members.doze();
+        // The look between "I am about to sleep" and sleeping, which makes a lost wake-up impossible.
+        match self.advance() {
+            Ok(Progress::Pending) if members.check().is_ok() => doze.sleep(at_most),
+            outcome => self.outcome = Some(outcome),
+        }
+    }
+
+    fn awaits(&mut self, rank: u32) -> bool {
+        self.meeting.awaits(rank) || self.inline.is_none() && self.exchange.awaits(rank)
+    }
+}
+
+impl Lanes for Segment {
+    fn chunk(&self) -> usize {
+        segment::CHUNK
+    }
+
+    fn has_room(&mut self, step: u64) -> bool {
+        self.ring_has_room(step)
+    }
+
+    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, _consumers: Ranks) {
+        // SAFETY: passed on.
+        unsafe { self.ring_publish(step, bytes, length) }
+    }
+
+    fn published(&mut self, rank: u32, step: u64, _length: usize) -> Result<Option<*const u8>> {
+        Ok(self.ring_published(rank, step))
+    }
+
+    fn finish(&mut self, steps: u64) {
+        self.ring_finish(steps);
+    }
+
+    fn denies_room(&mut self, rank: u32, step: u64) -> bool {
+        self.ring_denies(rank, step)
+    }
+
+    fn is_settled(&mut self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,194 @@
+//! The sockets communicator: over the connections of the control plane.
+//!
+//! It is plain, correct on any hosts, and not meant to be fast: the last resort, and what remains where memory
+//! cannot be shared. It is the plain [`Exchange`], with chunks as messages.
+//!
+//! A rank keeps at most [`WINDOW`] chunks on the way to a peer: it sends chunk `step` only after every consumer has
+//! said that it finished step `step - WINDOW`. So a peer that has not yet entered the call holds a few chunks in
+//! its mailbox and never more.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    bootstrap::{
+        Channel, Members,
+        control::{Kind, Verdict},
+    },
+    communicator::{
+        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
+        exchange::{Exchange, Lanes, protocol_error},
+    },
+    dtype::{OPS, REDUCIBLE},
+    error::{Error, Result},
+};
+
+/// Bytes of a chunk: a few system calls' worth, and small against a socket's buffer (208 KiB by default).
+const CHUNK: usize = 64 * 1024;
+/// Chunks on the way to a peer.
+const WINDOW: u64 = 4;
+/// Marks the message that says "I have finished these steps".
+const FINISHED: u64 = 1 << 63;
+
+/// The entry in the dispatcher's list.
+pub struct Sockets;
+
+const ALGORITHMS: [Algorithm; 1] = [Algorithm { name: "exchange", up_to: u64::MAX }];
+
+impl Provider for Sockets {
+    fn name(&self) -> &'static str {
+        "sockets"
+    }
+
+    fn algorithms(&self) -> &'static [Algorithm] {
+        &ALGORITHMS
+    }
+
+    fn probe(&self, _: &Members) -> Result<Capabilities, String> {
+        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        capabilities.placement = Placement::Both;
+        capabilities.rank_order = true;
+        capabilities.detects_mismatch = true;
+        // On one host; between hosts, as long as the network takes.
+        capabilities.cancellable_within_ms = Some(10);
+        Ok(capabilities)
+    }
+
+    fn create(&self, members: Arc<Members>, _: Option<Instant>) -> Task<Box<dyn Communicator>> {
+        Box::pin(async move { Ok(Box::new(Communication::new(members)) as Box<dyn Communicator>) })
+    }
+}
+
+/// One rank's communicator.
+struct Communication {
+    members: Arc<Members>,
+    meeting: Meeting,
+    exchange: Exchange<Messages>,
+}
+
+impl Communication {
+    fn new(members: Arc<Members>) -> Self {
+        let size = members.size() as usize;
+        let lanes = Messages {
+            members: members.clone(),
+            arrived: (0..size).map(|_| VecDeque::new()).collect(),
+            finished: vec![0; size],
+        };
+        Communication { meeting: Meeting::new(members.clone()), exchange: Exchange::new(members.clone(), lanes), members }
+    }
+}
+
+impl Communicator for Communication {
+    fn start(&mut self, call: &Call, sequence: u64, _algorithm: u8) -> Result<Progress> {
+        let pattern = Pattern::new(&call.descriptor, self.members.rank(), self.members.size())
+            .ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
+        // SAFETY: the group calls this once per sequence, in order; there is no payload.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.exchange.begin(call, pattern);
+        self.poll()
+    }
+
+    fn poll(&mut self) -> Result<Progress> {
+        self.exchange.poll(&mut self.meeting)
+    }
+
+    fn rest(&mut self, at_most: Duration) {
+        // Headers and failures may come by the board, which rings no socket: look again soon.
+        self.members.endpoint().wait(at_most.min(Duration::from_millis(1)));
+    }
+
+    fn awaits(&mut self, rank: u32) -> bool {
+        self.meeting.awaits(rank) || self.exchange.awaits(rank)
+    }
+}
+
+/// Chunks as messages.
+struct Messages {
+    members: Arc<Members>,
+    /// Chunks of each rank that have come and are not finished, oldest first.
+    arrived: Vec<VecDeque<(u64, Vec<u8>)>>,
+    /// What each rank has said to have finished.
+    finished: Vec<u64>,
+}
+
+impl Messages {
+    /// Takes what has come from `rank`.
+    fn gather(&mut self, rank: u32) {
+        let (endpoint, channel) = (self.members.endpoint(), self.members.channel(Channel::Data));
+        while let Some(message) = endpoint.receive(self.members.world_rank(rank), channel, |_| Verdict::Take) {
+            match message.tag & FINISHED {
+                0 => self.arrived[rank as usize].push_back((message.tag, message.body)),
+                _ => {
+                    let finished = &mut self.finished[rank as usize];
+                    *finished = (*finished).max(message.tag & !FINISHED);
+                }
+            }
+        }
+    }
+
+    fn send(&self, to: Ranks, tag: u64, body: &[u8]) {
+        let (endpoint, channel) = (self.members.endpoint(), self.members.channel(Channel::Data));
+        for rank in (0..self.members.size()).filter(|rank| to.contains(*rank) && *rank != self.members.rank()) {
+            endpoint.send(self.members.world_rank(rank), Kind::Mail, channel, tag, body, Vec::new());
+        }
+    }
+}
+
+impl Lanes for Messages {
+    fn chunk(&self) -> usize {
+        CHUNK
+    }
+
+    fn has_room(&mut self, step: u64) -> bool {
+        !(0..self.members.size()).any(|rank| self.denies_room(rank, step))
+    }
+
+    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, consumers: Ranks) {
+        // SAFETY: readable, as the caller promises.
+        self.send(consumers, step, unsafe { std::slice::from_raw_parts(bytes, length) });
+    }
+
+    fn published(&mut self, rank: u32, step: u64, length: usize) -> Result<Option<*const u8>> {
+        self.gather(rank);
+        let queue = &mut self.arrived[rank as usize];
+        while queue.front().is_some_and(|(of, _)| *of < step) {
+            queue.pop_front();
+        }
+        match queue.front() {
+            Some((of, body)) if *of == step && body.len() == length => Ok(Some(body.as_ptr())),
+            Some((of, body)) if *of == step => {
+                let what = format!("sent {} bytes where {length} were agreed", body.len());
+                Err(protocol_error(&self.members, rank, &what))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn finish(&mut self, steps: u64) {
+        for queue in &mut self.arrived {
+            while queue.front().is_some_and(|(of, _)| *of < steps) {
+                queue.pop_front();
+            }
+        }
+        self.send(Ranks::All, FINISHED | steps, &[]);
+    }
+
+    fn denies_room(&mut self, rank: u32, step: u64) -> bool {
+        let needed = (step + 1).saturating_sub(WINDOW);
+        if rank == self.members.rank() || self.finished[rank as usize] >= needed {
+            return false;
+        }
+        self.gather(rank);
+        self.finished[rank as usize] < needed
+    }
+
+    fn is_settled(&mut self) -> bool {
+        let endpoint = self.members.endpoint();
+        (0..self.members.size())
+            .filter(|rank| *rank != self.members.rank())
+            .all(|rank| endpoint.is_flushed(self.members.world_rank(rank)))
+    }
+}

@@ -1,0 +1,41 @@
+//! The conformance suite: one list of promises, kept by every communicator to the extent of what it claims.
+//!
+//! A communicator joins by one line at the end of this file.
+
+mod harness;
+mod oracle;
+mod promises;
+
+macro_rules! keeps {
+    ($communicator:ident: $($promise:ident)*) => {
+        mod $communicator {
+            $(
+                #[test]
+                fn $promise() {
+                    crate::promises::$promise(stringify!($communicator));
+                }
+            )*
+        }
+    };
+}
+
+macro_rules! keep_all_promises {
+    ($($communicator:ident)*) => {
+        $(keeps! { $communicator:
+            all_reduce_is_right_for_every_dtype_and_op
+            all_reduce_is_right_at_every_size_and_world
+            every_collective_moves_what_it_should
+            a_barrier_waits_for_everybody
+            ranks_that_disagree_get_mismatch_and_no_output
+            an_abort_reaches_every_waiting_rank_within_10_ms
+            a_missing_rank_is_named_at_the_deadline
+            a_rank_that_left_is_lost_but_what_it_delivered_stays
+            one_thread_starts_on_all_ranks_and_waits_in_reverse
+            a_request_that_nobody_joins_stays_in_progress
+            a_second_thread_in_the_same_group_is_told_so
+            a_communicator_says_what_it_can
+        })*
+    };
+}
+
+keep_all_promises! { shm sockets }

@@ -1,0 +1,420 @@
+//! The promises of every communicator. Each is a function of the communicator's name.
+
+use std::{
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tutti::{
+    communicator::Progress,
+    config::Timeout,
+    dispatch::Format,
+    dtype::{Collective, DType, OPS, Op, REDUCIBLE},
+    error::Status,
+    group::{Group, Request},
+};
+
+use crate::{
+    harness::{Buffer, Random, call, descriptor, on_all_ranks, world},
+    oracle,
+};
+
+const PATIENT: i64 = 120_000;
+const MOVEMENT_ONLY: [DType; 3] = [DType::Bool, DType::Int16, DType::Bytes];
+
+/// Where the library changes its ways: inline slots end at 16 KiB, chunks at 32 KiB (shm) and 64 KiB (sockets), pages
+/// at 4 KiB.
+const EDGES: [usize; 6] = [4096, 16 * 1024, 32 * 1024, 64 * 1024, 128 * 1024, 5 * 32 * 1024];
+
+/// Contributions that are hard on a reduction: any bits at all, and every so often a value with a name.
+fn contribution(dtype: DType, count: usize, seed: u64, rank: u32) -> Vec<u8> {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9) ^ u64::from(rank + 1) << 40 | 1);
+    let mut bytes = Vec::with_capacity(count * dtype.size());
+    for i in 0..count {
+        let word = match (i + rank as usize) % 5 {
+            0 => named(dtype, random.below(10)),
+            _ => random.next(),
+        };
+        bytes.extend_from_slice(&word.to_le_bytes()[..dtype.size()]);
+    }
+    bytes
+}
+
+/// ±0, ±infinity, NaN, the largest, the smallest, one: as bits.
+fn named(dtype: DType, which: usize) -> u64 {
+    let (sign, exponent_bits, mantissa_bits) = match dtype {
+        DType::Float16 => (15, 5, 10),
+        DType::Bfloat16 => (15, 8, 7),
+        DType::Float32 => (31, 8, 23),
+        DType::Float64 => (63, 11, 52),
+        DType::Float8E4M3 => (7, 4, 3),
+        DType::Float8E5M2 => (7, 5, 2),
+        _ => return [0, 1, u64::MAX, 1 << 7, 0x7f, 1 << 31, 1 << 63, 2, 3, 0xff][which],
+    };
+    let infinity = ((1_u64 << exponent_bits) - 1) << mantissa_bits;
+    let minus = 1_u64 << sign;
+    let one = ((1_u64 << (exponent_bits - 1)) - 1) << mantissa_bits;
+    [0, minus, infinity, infinity | minus, infinity | 1, infinity - 1, (infinity - 1) | minus, 1, one, one | minus][which]
+}
+
+/// One all_reduce, checked against the oracle, for its bits on all ranks, and for what it must not touch.
+fn check_all_reduce(groups: &[Arc<Group>], dtype: DType, op: Op, count: usize, in_place: bool, misalignment: usize) {
+    let seed = (count * 31 + dtype as usize * 7 + op as usize + misalignment) as u64;
+    let inputs: Vec<_> = groups.iter().map(|g| contribution(dtype, count, seed, g.rank())).collect();
+    let expected = oracle::reduce(dtype, op, &inputs);
+    let results = on_all_ranks(groups, |group| {
+        let input = &inputs[group.rank() as usize];
+        let mut send = Buffer::new(input, misalignment);
+        let mut recv = Buffer::new(&vec![0x55; input.len()], (misalignment * 3) % 8);
+        let to = if in_place { send.address() } else { recv.address() };
+        let what = descriptor(Collective::AllReduce, dtype, op, 0, count);
+        group.run(call(what, send.address(), to), Timeout::Default).unwrap();
+        send.check_guards();
+        recv.check_guards();
+        assert!(in_place || send.bytes() == input, "the input was changed");
+        if in_place { send.bytes().to_vec() } else { recv.bytes().to_vec() }
+    });
+    for (rank, result) in results.iter().enumerate() {
+        let what = || format!("{dtype:?} {op:?} x {count} on {} ranks, in place {in_place}, +{misalignment}", groups.len());
+        oracle::same(dtype, &expected, result).unwrap_or_else(|e| panic!("{}: rank {rank}: {e}", what()));
+        assert_eq!(*result, results[0], "{}: ranks 0 and {rank} hold different bits", what());
+    }
+}
+
+pub fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
+    for size in [1, 2, 3, 5] {
+        let groups = world(communicator, size, PATIENT);
+        for dtype in REDUCIBLE {
+            for op in OPS {
+                for (count, in_place, misalignment) in [(0, false, 0), (1, true, 0), (37, false, 1), (61, true, 3)] {
+                    check_all_reduce(&groups, dtype, op, count, in_place, misalignment);
+                }
+            }
+        }
+    }
+}
+
+pub fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
+    let mut random = Random(7);
+    for size in 1..=8 {
+        let groups = world(communicator, size, PATIENT);
+        let edges = EDGES.iter().flat_map(|edge| [edge - 1, *edge, edge + 1]);
+        for bytes in [1, 2, 3, 7, 13, 64, 1000, 1021].into_iter().chain(edges) {
+            let dtype = REDUCIBLE[random.below(REDUCIBLE.len())];
+            let op = OPS[random.below(OPS.len())];
+            let count = bytes.div_ceil(dtype.size());
+            check_all_reduce(&groups, dtype, op, count, random.below(2) == 0, random.below(8));
+        }
+    }
+}
+
+pub fn every_collective_moves_what_it_should(communicator: &str) {
+    for size in [1, 2, 3, 4, 7, 8] {
+        let groups = world(communicator, size, PATIENT);
+        let mut random = Random(u64::from(size));
+        for bytes in [0, 1, 63, 4096, 16 * 1024, 16 * 1024 + 8, 3 * 32 * 1024 + 40] {
+            for collective in [
+                Collective::AllGather,
+                Collective::Broadcast,
+                Collective::ReduceScatter,
+                Collective::Reduce,
+                Collective::Gather,
+                Collective::Scatter,
+                Collective::AllToAll,
+            ] {
+                let dtype = match collective.reduces() {
+                    true => REDUCIBLE[random.below(REDUCIBLE.len())],
+                    false => REDUCIBLE.into_iter().chain(MOVEMENT_ONLY).nth(random.below(15)).unwrap(),
+                };
+                let (op, root) = (OPS[random.below(OPS.len())], random.below(size as usize) as u32);
+                check_movement(&groups, collective, dtype, op, root, bytes / dtype.size(), random.below(2) == 0);
+            }
+        }
+    }
+}
+
+fn check_movement(
+    groups: &[Arc<Group>],
+    collective: Collective,
+    dtype: DType,
+    op: Op,
+    root: u32,
+    count: usize,
+    in_place: bool,
+) {
+    use Collective::*;
+    let size = groups.len();
+    let part = count * dtype.size();
+    let sends = match collective {
+        ReduceScatter | Scatter | AllToAll => count * size,
+        _ => count,
+    };
+    let inputs: Vec<_> = groups.iter().map(|g| contribution(dtype, sends, count as u64 + 5, g.rank())).collect();
+    let expected = |rank: usize| -> Option<Vec<u8>> {
+        let slice = |from: &[u8]| from[rank * part..(rank + 1) * part].to_vec();
+        let at_root = rank == root as usize;
+        match collective {
+            AllGather => Some(inputs.concat()),
+            Broadcast => Some(inputs[root as usize].clone()),
+            ReduceScatter => Some(slice(&oracle::reduce(dtype, op, &inputs))),
+            Reduce => at_root.then(|| oracle::reduce(dtype, op, &inputs)),
+            Gather => at_root.then(|| inputs.concat()),
+            Scatter => Some(slice(&inputs[root as usize])),
+            AllToAll => Some(inputs.iter().flat_map(|input| slice(input)).collect()),
+            _ => unreachable!(),
+        }
+    };
+    on_all_ranks(groups, |group| {
+        let rank = group.rank() as usize;
+        let what = descriptor(collective, dtype, op, root, count);
+        let mut send = Buffer::new(&inputs[rank], 1);
+        let wanted = expected(rank);
+        let length = wanted.as_ref().map_or(0, Vec::len);
+        // The in-place form of each collective, where this rank has one.
+        let at_root = rank == root as usize;
+        let mut recv = match (in_place, collective) {
+            (true, AllGather) => Some((length, rank * part)),
+            (true, Gather) if at_root => Some((length, rank * part)),
+            _ => None,
+        }
+        .map(|(length, at)| {
+            let mut whole = vec![0x55; length];
+            whole[at..at + part].copy_from_slice(&inputs[rank]);
+            (Buffer::new(&whole, 3), at)
+        });
+        let run = |send: *const u8, recv: *mut u8| group.run(call(what, send, recv), Timeout::Default).unwrap();
+        let result = match (&mut recv, in_place, collective) {
+            (Some((recv, at)), ..) => {
+                let start = recv.address();
+                run(start.wrapping_add(*at), start);
+                recv.check_guards();
+                recv.bytes().to_vec()
+            }
+            (None, true, Broadcast) | (None, true, Reduce) if at_root || collective == Broadcast => {
+                run(send.address(), send.address());
+                send.bytes().to_vec()
+            }
+            (None, true, ReduceScatter) => {
+                run(send.address(), send.address().wrapping_add(rank * part));
+                send.bytes()[rank * part..(rank + 1) * part].to_vec()
+            }
+            (None, true, Scatter) if at_root => {
+                run(send.address(), send.address().wrapping_add(rank * part));
+                send.bytes()[rank * part..(rank + 1) * part].to_vec()
+            }
+            _ => {
+                let mut recv = Buffer::new(&vec![0x55; length], 5);
+                run(send.address(), recv.address());
+                recv.check_guards();
+                assert_eq!(send.bytes(), inputs[rank], "the input was changed");
+                recv.bytes().to_vec()
+            }
+        };
+        send.check_guards();
+        if let Some(wanted) = wanted {
+            let case = format!("{} of {count} x {dtype:?} {op:?}, root {root}, in place {in_place}, rank {rank}/{size}", collective.name());
+            oracle::same(dtype, &wanted, &result).unwrap_or_else(|e| panic!("{case}: {e}"));
+        }
+    });
+}
+
+pub fn a_barrier_waits_for_everybody(communicator: &str) {
+    let groups = world(communicator, 4, PATIENT);
+    let arrived = AtomicU32::new(0);
+    on_all_ranks(&groups, |group| {
+        for round in 1..=50 {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            group.sync(Timeout::Default).unwrap();
+            assert!(arrived.load(Ordering::SeqCst) >= round * 4);
+            group.sync(Timeout::Default).unwrap();
+        }
+    });
+}
+
+pub fn ranks_that_disagree_get_mismatch_and_no_output(communicator: &str) {
+    let base = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 5000);
+    let others = [
+        descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 4999),
+        descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 50),
+        descriptor(Collective::AllReduce, DType::Float32, Op::Max, 0, 5000),
+        descriptor(Collective::AllReduce, DType::Int32, Op::Sum, 0, 5000),
+        descriptor(Collective::Broadcast, DType::Float32, Op::Sum, 0, 5000),
+        descriptor(Collective::Barrier, DType::Bytes, Op::Sum, 0, 0),
+    ];
+    for other in others {
+        let groups = world(communicator, 3, PATIENT);
+        on_all_ranks(&groups, |group| {
+            let what = if group.rank() == 1 { other } else { base };
+            let mut send = Buffer::new(&[1; 20_000], 0);
+            let mut recv = Buffer::new(&[0x55; 20_000], 0);
+            let mut outcome = group.run(call(what, send.address(), recv.address()), Timeout::Default);
+            // Who saw only equal headers before the failure came hears of it at its next call.
+            if outcome.is_ok() {
+                outcome = group.sync(Timeout::Default);
+            }
+            let error = outcome.unwrap_err();
+            assert_eq!(error.status(), Status::Mismatch, "{error}");
+            let text = error.to_string();
+            assert!(text.contains(&base.to_string()) && text.contains(&other.to_string()), "{text}");
+            assert!(recv.bytes().iter().all(|byte| *byte == 0x55), "an output was written from mixed data");
+            assert_eq!(group.check().unwrap_err().to_string(), text);
+            let failure = group.failure().unwrap();
+            assert_eq!((failure.status, failure.sequence), (Status::Mismatch, 1));
+        });
+    }
+}
+
+pub fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &str) {
+    let groups = world(communicator, 4, PATIENT);
+    let waiting = Barrier::new(4);
+    let times = on_all_ranks(&groups, |group| {
+        waiting.wait();
+        if group.rank() == 0 {
+            // Long enough that the others sleep in the kernel.
+            std::thread::sleep(Duration::from_millis(100));
+            let at = Instant::now();
+            group.abort();
+            return at;
+        }
+        let error = group.sync(Timeout::Default).unwrap_err();
+        let at = Instant::now();
+        assert_eq!(error.status(), Status::Aborted, "{error}");
+        assert!(error.to_string().contains("rank 0"), "{error}");
+        at
+    });
+    let slowest = times[1..].iter().map(|at| at.saturating_duration_since(times[0])).max().unwrap();
+    // The bound is 10 ms; a machine on which this test shares its cores may add scheduling delays.
+    assert!(slowest < Duration::from_millis(200), "the abort took {slowest:?}");
+}
+
+pub fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
+    let groups = world(communicator, 3, PATIENT);
+    on_all_ranks(&groups, |group| {
+        if group.rank() == 2 {
+            // Late: it hears of the failure instead of hanging.
+            while group.check().is_ok() {
+                std::thread::yield_now();
+            }
+            assert_eq!(group.sync(Timeout::Default).unwrap_err().status(), Status::Timeout);
+            return;
+        }
+        let began = Instant::now();
+        let error = group.sync(Timeout::After(Duration::from_millis(200))).unwrap_err();
+        assert_eq!(error.status(), Status::Timeout, "{error}");
+        assert!(began.elapsed() >= Duration::from_millis(199) || group.rank() == 1, "too early: {:?}", began.elapsed());
+        assert_eq!(group.failure().unwrap().rank, Some(2), "{error}");
+        assert!(error.to_string().contains("rank 2 did not arrive"), "{error}");
+    });
+}
+
+pub fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator: &str) {
+    let groups = world(communicator, 3, PATIENT);
+    let left = Barrier::new(3);
+    on_all_ranks(&groups, |group| {
+        let what = descriptor(Collective::Broadcast, DType::Float32, Op::Sum, 2, 10_000);
+        let mut data = vec![if group.rank() == 2 { 7_f32 } else { 0.0 }; 10_000];
+        if group.rank() == 2 {
+            let address: *mut u8 = data.as_mut_ptr().cast();
+            group.run(call(what, address, address), Timeout::Default).unwrap();
+            group.leave();
+            left.wait();
+            assert_eq!(group.sync(Timeout::Default).unwrap_err().status(), Status::Aborted);
+            return;
+        }
+        let address: *mut u8 = data.as_mut_ptr().cast();
+        group.run(call(what, address, address), Timeout::Default).unwrap();
+        assert!(data.iter().all(|x| *x == 7.0));
+        left.wait();
+        let error = group.sync(Timeout::Default).unwrap_err();
+        assert_eq!(error.status(), Status::PeerLost, "{error}");
+        assert!(error.to_string().contains("rank 2 is lost: it left"), "{error}");
+        assert!(!group.alive()[2] && group.alive()[group.rank() as usize]);
+    });
+}
+
+pub fn one_thread_starts_on_all_ranks_and_waits_in_reverse(communicator: &str) {
+    for size in [2, 4] {
+        let groups = world(communicator, size, PATIENT);
+        let what = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 1 << 18);
+        for _ in 0..3 {
+            let mut data: Vec<Vec<f32>> = (0..size).map(|rank| vec![rank as f32; 1 << 18]).collect();
+            // Two in a row on every rank: the second queues behind the first.
+            let requests: Vec<[Arc<Request>; 2]> = groups
+                .iter()
+                .zip(&mut data)
+                .map(|(group, data)| {
+                    let address: *mut u8 = data.as_mut_ptr().cast();
+                    [(); 2].map(|()| group.start(call(what, address, address), Timeout::Default).unwrap())
+                })
+                .collect();
+            for [first, second] in requests.iter().rev() {
+                assert_eq!(second.wait(Timeout::Default).unwrap(), Progress::Done);
+                assert_eq!(first.test().unwrap(), Progress::Done);
+                assert_eq!(second.wait(Timeout::Default).unwrap(), Progress::Done);
+            }
+            let sum = (size * (size - 1) / 2 * size) as f32;
+            assert!(data.iter().flatten().all(|x| *x == sum));
+        }
+    }
+}
+
+pub fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) {
+    let groups = world(communicator, 2, PATIENT);
+    let what = descriptor(Collective::Barrier, DType::Bytes, Op::Sum, 0, 0);
+    let nothing = call(what, std::ptr::null(), std::ptr::null_mut());
+    let first = groups[0].start(nothing, Timeout::Default).unwrap();
+    assert_eq!(first.test().unwrap(), Progress::Pending);
+    assert_eq!(first.wait(Timeout::After(Duration::from_millis(20))).unwrap(), Progress::Pending);
+    let second = groups[1].start(nothing, Timeout::Default).unwrap();
+    assert_eq!(first.wait(Timeout::Default).unwrap(), Progress::Done);
+    assert_eq!(second.wait(Timeout::Default).unwrap(), Progress::Done);
+    let third = groups[0].start(nothing, Timeout::Default).unwrap();
+    third.release();
+    assert_eq!(third.test().unwrap_err().status(), Status::Aborted);
+    assert_eq!(groups[1].sync(Timeout::Default).unwrap_err().status(), Status::Aborted);
+}
+
+pub fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
+    let groups = world(communicator, 2, PATIENT);
+    let group = &groups[0];
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| group.sync(Timeout::Default));
+        // Until the first thread is inside, this one's own attempts find the group free and wait as well; each ends
+        // when the other rank joins.
+        loop {
+            let attempt = group.sync(Timeout::After(Duration::from_millis(1)));
+            match attempt.map_err(|error| error.status()) {
+                Err(Status::InvalidUsage) => break,
+                Err(Status::Timeout) => return assert!(first.join().unwrap().is_err()),
+                other => panic!("{other:?}"),
+            }
+        }
+        group.check().unwrap();
+        groups[1].sync(Timeout::Default).unwrap();
+        first.join().unwrap().unwrap();
+    });
+}
+
+pub fn a_communicator_says_what_it_can(communicator: &str) {
+    let groups = world(communicator, 2, PATIENT);
+    for dtype in REDUCIBLE {
+        for op in OPS {
+            for count in [1, 1 << 12, 1 << 26] {
+                let what = descriptor(Collective::AllReduce, dtype, op, 0, count);
+                let text = groups[0].explain(&what, Format::Json).unwrap();
+                let said: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(said["chosen"]["communicator"], communicator, "{text}");
+                let row = said["candidates"].as_array().unwrap().iter().find(|row| row["name"] == communicator).unwrap();
+                // The least that shared memory and sockets must claim.
+                assert_eq!(row["capabilities"]["rank_order"], true);
+                assert_eq!(row["capabilities"]["detects_mismatch"], true);
+                assert!(row["capabilities"]["cancellable_within_ms"].as_u64().unwrap() <= 10);
+                assert!(groups[0].explain(&what, Format::Text).unwrap().contains("served by"));
+                assert_eq!(text, groups[1].explain(&what, Format::Json).unwrap(), "ranks explain differently");
+            }
+        }
+    }
+}
