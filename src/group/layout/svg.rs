@@ -26,13 +26,14 @@ pub(super) fn draw(layout: &Layout) -> String {
     if kinds.is_empty() {
         kinds.push(Kind::Tensor);
     }
-    // Panels beside each other until the picture is about twice as wide as high.
-    let panel = (floor.width + 2 * MARGIN, floor.height + 2 * LINE + MARGIN);
+    let widest = kinds.iter().map(|kind| width(&heading(layout, layout.groups(*kind)))).max().unwrap_or(0);
+    // Panels beside each other until the picture is about half again as wide as high.
+    let panel = (floor.width.max(widest) + 2 * MARGIN, floor.height + 2 * LINE + MARGIN);
     let columns = (1..kinds.len())
         .find(|columns| *columns as u32 * panel.0 >= kinds.len().div_ceil(*columns) as u32 * panel.1 * 3 / 2)
         .unwrap_or(kinds.len());
     let title = format!("layout of {} ranks: {}", layout.world(), super::Product(layout.sizes(), layout.axes()));
-    let width = (columns as u32 * panel.0).max(title.len() as u32 * 8 + 2 * MARGIN);
+    let width = (columns as u32 * panel.0).max(width(&title) * 5 / 4 + 2 * MARGIN);
     let height = 2 * LINE + MARGIN + kinds.len().div_ceil(columns) as u32 * panel.1;
 
     let mut svg = String::new();
@@ -124,21 +125,14 @@ impl Floor {
     }
 
     fn draw(&self, svg: &mut String, layout: &Layout, groups: &Groups, x: u32, y: u32) {
-        let reaches = || groups.iter().filter_map(|ranks| layout.reach(ranks));
-        let farthest =
-            reaches().reduce(|a, b| Reach { hosts: a.hosts.max(b.hosts), domains: a.domains.max(b.domains) });
-        let reach = farthest.map_or(String::new(), |reach| {
-            format!(", over {} and {} at most", plural(reach.hosts, "host"), plural(reach.domains, "domain"))
-        });
         let _ = writeln!(
             svg,
-            "<g transform=\"translate({x} {y})\">\n<text y=\"{}\"><tspan font-weight=\"bold\">{}</tspan>: {} of {}{reach}</text>",
+            "<g transform=\"translate({x} {y})\">\n<text y=\"{}\" font-weight=\"bold\">{}</text>\n\
+             <g transform=\"translate(0 {})\">",
             LINE - 4,
-            groups.kind().name(),
-            plural(groups.count(), "group"),
-            plural(groups.size(), "rank"),
+            heading(layout, groups),
+            LINE + GAP,
         );
-        let _ = writeln!(svg, "<g transform=\"translate(0 {})\">", LINE + GAP);
         for host in &self.hosts {
             let Some(name) = &host.name else { continue };
             let ((x, y), (width, height)) = (host.at, host.size);
@@ -151,12 +145,12 @@ impl Floor {
             );
         }
         for (index, ranks) in groups.iter().enumerate() {
-            let _ = writeln!(svg, "<g fill=\"{}\">", colour(index));
+            let _ = write!(svg, "<path fill=\"{}\" d=\"", colour(index));
             for rank in ranks {
                 let (x, y) = self.cells[*rank as usize];
-                let _ = writeln!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"{CELL}\" height=\"{CELL}\"/>");
+                let _ = write!(svg, "M{x} {y}h{CELL}v{CELL}h-{CELL}z");
             }
-            let _ = writeln!(svg, "</g>");
+            let _ = writeln!(svg, "\"/>");
         }
         if layout.world() <= READABLE {
             let _ = writeln!(svg, "<g text-anchor=\"middle\">");
@@ -166,10 +160,9 @@ impl Floor {
                     let x = x + CELL / 2;
                     let _ = writeln!(
                         svg,
-                        "<text x=\"{x}\" y=\"{}\">{rank}</text><text x=\"{x}\" y=\"{}\" font-size=\"9\">{}:{index}</text>",
+                        "<text x=\"{x}\" y=\"{}\">{rank}</text><text x=\"{x}\" y=\"{}\" font-size=\"9\">:{index}</text>",
                         y + CELL / 2 - 1,
                         y + CELL - 6,
-                        groups.kind().name(),
                     );
                 }
             }
@@ -177,6 +170,21 @@ impl Floor {
         }
         svg.push_str("</g>\n</g>\n");
     }
+}
+
+/// What a panel shows.
+fn heading(layout: &Layout, groups: &Groups) -> String {
+    let reaches = groups.iter().filter_map(|ranks| layout.reach(ranks));
+    let farthest = reaches.reduce(|a, b| Reach { hosts: a.hosts.max(b.hosts), domains: a.domains.max(b.domains) });
+    let reach = farthest.map_or(String::new(), |reach| {
+        format!(", at most {}, {}", plural(reach.hosts, "host"), plural(reach.domains, "domain"))
+    });
+    format!("{}: {} of {}{reach}", groups.kind().name(), plural(groups.count(), "group"), plural(groups.size(), "rank"))
+}
+
+/// About the width of bold text, in pixels.
+fn width(text: &str) -> u32 {
+    text.len() as u32 * 8
 }
 
 fn plural(count: u32, noun: &str) -> String {
