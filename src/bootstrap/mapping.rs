@@ -25,7 +25,7 @@ pub struct Mapping {
     start: NonNull<u8>,
     length: usize,
     /// Where the memfd is in the process's table; `None` for private memory.
-    identity: Option<(u64, u64)>,
+    identity: Option<Identity>,
 }
 
 // SAFETY: the mapping is plain memory that lives as long as the value; what is done in it is up to its users, who go
@@ -36,7 +36,10 @@ unsafe impl Sync for Mapping {}
 
 /// The mappings of this process by memfd, so that ranks that are threads share one address range: half the page
 /// tables, and race detectors see all sides. Decides nothing.
-static MAPPED: Mutex<Option<HashMap<(u64, u64), Weak<Mapping>>>> = Mutex::new(None);
+static MAPPED: Mutex<Option<HashMap<Identity, Weak<Mapping>>>> = Mutex::new(None);
+
+/// A memfd's device and inode.
+type Identity = (u64, u64);
 
 impl Mapping {
     /// A new memfd of `length` bytes, to be passed to peers and mapped by each with [`Mapping::open`].

@@ -5,7 +5,6 @@
 //! everybody's, with its reason, and undoes everything.
 
 use std::{
-    pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
     time::Instant,
@@ -21,6 +20,7 @@ use crate::{
         members::{channel_of, make_board},
         session::{SLICE, Session, block_on},
     },
+    communicator::Task,
     config::{GroupOptions, Selection, Timeout, WorldOptions},
     dispatch::{self, Policy},
     error::{Error, Result, Status},
@@ -55,7 +55,7 @@ pub(super) fn world_local(size: u32, options: WorldOptions) -> Result<Vec<Arc<Gr
     let (group, policy) = world_settings(&options)?;
     let deadline = group.timeout.deadline();
     let endpoints: Vec<_> = bootstrap::local(size)?.into_iter().map(|mesh| Arc::new(Endpoint::new(mesh))).collect();
-    let mut tasks: Vec<Pin<Box<dyn Future<Output = Result<Arc<Group>>> + Send>>> = Vec::with_capacity(endpoints.len());
+    let mut tasks: Vec<Task<Arc<Group>>> = Vec::with_capacity(endpoints.len());
     for endpoint in &endpoints {
         tasks.push(Box::pin(world_of(endpoint.clone(), group.clone(), policy.clone(), deadline)));
     }

@@ -4,6 +4,7 @@
 //! * [`core`](self) — the operation that is going on and those behind it; `gate` — who may touch it;
 //! * `wait` — how a thread spends the time until its peers come;
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
+//! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
 //! * `create` — how groups come to be; `fork` — what a forked child may do: nothing.
 
 pub mod batch;
@@ -11,6 +12,7 @@ mod core;
 mod create;
 mod fork;
 mod gate;
+pub mod layout;
 mod request;
 mod wait;
 
