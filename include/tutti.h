@@ -6,7 +6,7 @@
  * TUTTI_UNSUPPORTED are found before anything happens and change nothing. Any other failure of a communication call
  * fails its group: later communication calls on it return the first failure again, while queries, abort, destroy and
  * the making of a new group from the survivors still work. tutti_last_error has the sentence to every failure.
- * A function never exits, aborts, prints, throws or unwinds. In a process forked from the one that loaded the library
+ * A function never exits, aborts, prints, throws or unwinds. In a process forked from one that had made a world
  * everything returns TUTTI_INVALID_USAGE: start processes by spawning them.
  *
  * Handles. Groups, requests and capture sessions are opaque; never look behind the pointer. They may be used from any
@@ -263,7 +263,7 @@
 /// tutti_explain writes one JSON object.
 #define TUTTI_FORMAT_JSON 1
 
-/// timeout_ms: the default of the group, or for a group that names none ten minutes.
+/// timeout_ms: for a call, its group's; for a group, its parent's; for a world, ten minutes.
 #define TUTTI_TIMEOUT_DEFAULT 0
 
 /// timeout_ms: wait for ever. Dead, aborting and disagreeing ranks still end the wait.
@@ -356,16 +356,16 @@ typedef struct tutti_world_options tutti_world_options_t;
 /// See struct tutti_group.
 typedef struct tutti_group tutti_group_t;
 
-/// How a group is made. All zero but struct_size, or a NULL pointer: as its parent.
+/// How a group is made. All zero but struct_size, or a NULL pointer: the defaults.
 ///
 /// Initialise with TUTTI_GROUP_OPTIONS_INIT. Every field must be equal on all members. Whatever it points to is
 /// read before the call returns and never after.
 struct tutti_group_options {
     /// sizeof(tutti_group_options_t) as the caller was compiled.
     size_t struct_size;
-    /// The group's name in texts, up to 255 bytes of UTF-8, or NULL. A number is appended where it is taken.
+    /// The group's name in texts, up to 255 bytes of UTF-8. NULL or "": made up. A number is appended where it is taken.
     const char *name;
-    /// The deadline of the group's calls: milliseconds, TUTTI_TIMEOUT_DEFAULT or TUTTI_TIMEOUT_NEVER.
+    /// The deadline of the group's calls: milliseconds, TUTTI_TIMEOUT_DEFAULT (the parent's) or TUTTI_TIMEOUT_NEVER.
     int64_t timeout_ms;
     /// TUTTI_FLAG_DETERMINISTIC.
     uint32_t flags;
@@ -501,8 +501,8 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_world_create(const tutti_world_opt
 /// all_gather. Local: needs no other process and no network.
 ///
 /// ranks[0] to ranks[size - 1] get a handle each, which the caller must destroy with tutti_group_destroy; all are
-/// NULL on failure. Each rank's collective calls must come from a thread of its own, or be started with requests.
-/// Thread-safe.
+/// NULL on failure. Each rank's collective calls come from a thread of its own, or all of them from one thread that puts
+/// them into batches or starts requests. Thread-safe.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open);
 /// TUTTI_UNSUPPORTED; TUTTI_SYSTEM_ERROR; TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.
@@ -527,7 +527,7 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_unique_id_create(void *id, size_t 
 /// Makes a group of some ranks of `parent`.
 ///
 /// ranks[0] to ranks[count - 1]: the members as ranks of the parent, each once; ranks[i] becomes rank i of the new
-/// group. options: NULL for the parent's. Collective over the members, who must name the same ranks in the same
+/// group. options: NULL for the defaults. Collective over the members, who must name the same ranks in the same
 /// order; ranks that share several groups make them in one relative order. Ranks that are no members need not
 /// call; one that does gets TUTTI_SUCCESS and NULL.
 ///
@@ -550,7 +550,7 @@ tutti_status_t tutti_group_create(tutti_group_t *parent,
 /// Splits `parent` into groups: one for every color.
 ///
 /// color: which group this rank joins; below 0: none, which gives TUTTI_SUCCESS and NULL. key: orders the ranks of
-/// a group; equal keys keep the parent's order. options: NULL for the parent's. Collective over all ranks of the
+/// a group; equal keys keep the parent's order. options: NULL for the defaults. Collective over all ranks of the
 /// parent. The handle, batches and failures are as in tutti_group_create.
 ///
 /// Returns what tutti_group_create returns, and the parent's failure where it has failed.
@@ -998,15 +998,15 @@ TUTTI_API tutti_status_t tutti_request_free(tutti_request_t *request);
 /// tutti_batch_end, on any number of groups, so that one thread can drive several ranks and calls that wait for each
 /// other can be made one after the other. Every collective call may stand in a batch, and tutti_group_create,
 /// tutti_group_split, tutti_mem_alloc, tutti_group_sync and tutti_capture_commit. What they write is written by
-/// tutti_batch_end.
+/// tutti_batch_end. Batches nest: only the outermost tutti_batch_end makes the calls.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process, or a batch is open in this thread).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process).
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_begin(void);
 
 /// Makes the calls of this thread's batch, and closes it whatever happens.
 ///
-/// Blocks until all are done (CPU groups) or enqueued (CUDA groups). If one call was refused when it was put into the
-/// batch, nothing of the batch is made, and its error comes back.
+/// Blocks until all are done (CPU groups) or enqueued (CUDA groups). If a call was refused when it was put into the
+/// batch, nothing of the batch is made and the first such error comes back; a handle that was to be made stays NULL.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process, or no batch is open in this thread); otherwise the
 /// first failure in the order of the calls, as the call itself returns it.

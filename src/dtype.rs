@@ -29,22 +29,30 @@ pub enum DType {
 
 /// The element types that can be reduced, in the order of their numbers.
 pub const REDUCIBLE: [DType; 12] = [
-    DType::Int8, DType::Uint8, DType::Int32, DType::Uint32, DType::Int64, DType::Uint64,
-    DType::Float16, DType::Float32, DType::Float64, DType::Bfloat16, DType::Float8E4M3, DType::Float8E5M2,
+    DType::Int8,
+    DType::Uint8,
+    DType::Int32,
+    DType::Uint32,
+    DType::Int64,
+    DType::Uint64,
+    DType::Float16,
+    DType::Float32,
+    DType::Float64,
+    DType::Bfloat16,
+    DType::Float8E4M3,
+    DType::Float8E5M2,
 ];
 
 impl DType {
     /// Parses the number a caller passed.
     pub fn parse(code: i32) -> Result<Self> {
         use DType::*;
-        REDUCIBLE
-            .into_iter()
-            .chain([Bool, Int16, Bytes])
-            .find(|dtype| *dtype as i32 == code)
-            .ok_or_else(|| Error::invalid(format_args!(
+        REDUCIBLE.into_iter().chain([Bool, Int16, Bytes]).find(|dtype| *dtype as i32 == code).ok_or_else(|| {
+            Error::invalid(format_args!(
                 "{code} is no dtype (0..11 as in NCCL: int8, uint8, int32, uint32, int64, uint64, float16, float32, \
                  float64, bfloat16, float8e4m3, float8e5m2; 100 bool, 101 int16, 102 bytes)"
-            )))
+            ))
+        })
     }
 
     /// Bytes of one element.
@@ -107,9 +115,9 @@ pub const OPS: [Op; 5] = [Op::Sum, Op::Prod, Op::Max, Op::Min, Op::Avg];
 impl Op {
     /// Parses the number a caller passed.
     pub fn parse(code: i32) -> Result<Self> {
-        OPS.into_iter().find(|op| *op as i32 == code).ok_or_else(|| {
-            Error::invalid(format_args!("{code} is no reduction (sum 0, prod 1, max 2, min 3, avg 4)"))
-        })
+        OPS.into_iter()
+            .find(|op| *op as i32 == code)
+            .ok_or_else(|| Error::invalid(format_args!("{code} is no reduction (sum 0, prod 1, max 2, min 3, avg 4)")))
     }
 
     /// The name used in texts and tables.
@@ -149,8 +157,20 @@ pub enum Collective {
 pub const COLLECTIVES: [Collective; 14] = {
     use Collective::*;
     [
-        AllReduce, AllGather, ReduceScatter, Broadcast, Reduce, Gather, Scatter, AllToAll, Send, Recv, Barrier,
-        AllGatherV, ReduceScatterV, AllToAllV,
+        AllReduce,
+        AllGather,
+        ReduceScatter,
+        Broadcast,
+        Reduce,
+        Gather,
+        Scatter,
+        AllToAll,
+        Send,
+        Recv,
+        Barrier,
+        AllGatherV,
+        ReduceScatterV,
+        AllToAllV,
     ]
 };
 

@@ -49,8 +49,20 @@ impl Status {
     pub fn from_code(code: i32) -> Option<Self> {
         use Status::*;
         const ALL: [Status; 14] = [
-            Success, InvalidArgument, InvalidUsage, Unsupported, OutOfMemory, SystemError, CudaError,
-            CommunicatorError, Timeout, PeerLost, Aborted, Mismatch, InternalError, InProgress,
+            Success,
+            InvalidArgument,
+            InvalidUsage,
+            Unsupported,
+            OutOfMemory,
+            SystemError,
+            CudaError,
+            CommunicatorError,
+            Timeout,
+            PeerLost,
+            Aborted,
+            Mismatch,
+            InternalError,
+            InProgress,
         ];
         ALL.into_iter().find(|status| *status as i32 == code)
     }

@@ -13,7 +13,7 @@
 //! * [`error`], [`dtype`], [`config`] — the ground floor.
 
 pub mod bootstrap;
-// pub mod capi;
+pub mod capi;
 pub mod communicator;
 pub mod config;
 pub mod dispatch;

@@ -190,7 +190,8 @@ impl Board {
         }
         let mut failure = unpack(word);
         // SAFETY: the acquire load of a non-zero length makes the text's bytes visible; they never change again.
-        let text = unsafe { std::slice::from_raw_parts((&raw const line.text).cast::<u8>(), (length as usize).min(TEXT)) };
+        let text =
+            unsafe { std::slice::from_raw_parts((&raw const line.text).cast::<u8>(), (length as usize).min(TEXT)) };
         failure.text = match length {
             // Whoever failed the group died before it could say more.
             0 => generic(&failure),
@@ -327,7 +328,7 @@ mod tests {
             assert_eq!(board.words(1, sequence), [1, 2, sequence]);
             // SAFETY: the payload is readable.
             assert_eq!(unsafe { std::slice::from_raw_parts(board.payload(1, sequence), 3) }, b"abc");
-            assert_eq!(board.posted(0, sequence), None);
+            assert_eq!(board.posted(1, sequence + 2), None);
         }
     }
 

@@ -13,6 +13,7 @@ use std::{
 
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, SealFlags},
+    io::Errno,
     mm::{MapFlags, ProtFlags},
 };
 
@@ -24,7 +25,7 @@ pub struct Mapping {
     start: NonNull<u8>,
     length: usize,
     /// Where the memfd is in the process's table; `None` for private memory.
-    identity: Option<(u64, u64)>,
+    identity: Option<Identity>,
 }
 
 // SAFETY: the mapping is plain memory that lives as long as the value; what is done in it is up to its users, who go
@@ -35,13 +36,19 @@ unsafe impl Sync for Mapping {}
 
 /// The mappings of this process by memfd, so that ranks that are threads share one address range: half the page
 /// tables, and race detectors see all sides. Decides nothing.
-static MAPPED: Mutex<Option<HashMap<(u64, u64), Weak<Mapping>>>> = Mutex::new(None);
+static MAPPED: Mutex<Option<HashMap<Identity, Weak<Mapping>>>> = Mutex::new(None);
+
+/// A memfd's device and inode.
+type Identity = (u64, u64);
 
 impl Mapping {
     /// A new memfd of `length` bytes, to be passed to peers and mapped by each with [`Mapping::open`].
     pub fn create(label: &str, length: usize) -> Result<OwnedFd> {
         let what = |step: &str| format!("{step} {length} bytes of shared memory for {label}");
-        let fd = rustix::fs::memfd_create(label, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Kernels from 6.3 on want to know that nothing will be executed from it; older ones do not know the flag.
+        let fd = rustix::fs::memfd_create(label, flags | MemfdFlags::NOEXEC_SEAL)
+            .or_else(|errno| if errno == Errno::INVAL { rustix::fs::memfd_create(label, flags) } else { Err(errno) })
             .map_err(|errno| Error::system(what("memfd_create refused"), errno))?;
         rustix::fs::ftruncate(&fd, length as u64).map_err(|errno| Error::system(what("cannot size"), errno))?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
@@ -68,14 +75,7 @@ impl Mapping {
         }
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &fd,
-                0,
-            )
+            rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
         }
         .map_err(|errno| Error::system(format_args!("cannot map {length} bytes of shared memory"), errno))?;
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::Internal("mmap gave NULL".into()))?;
@@ -88,7 +88,12 @@ impl Mapping {
     /// them cannot fail.
     pub fn commit(fd: impl AsFd, offset: usize, length: usize) -> Result<()> {
         rustix::fs::fallocate(&fd, FallocateFlags::empty(), offset as u64, length as u64).map_err(|errno| {
-            Error::system(format_args!("cannot commit {length} bytes of shared memory (is the container's memory limit reached?)"), errno)
+            Error::system(
+                format_args!(
+                    "cannot commit {length} bytes of shared memory (is the container's memory limit reached?)"
+                ),
+                errno,
+            )
         })
     }
 

@@ -39,8 +39,6 @@ pub enum Channel {
     Data = 3,
 }
 
-
-
 /// The members of a group.
 pub struct Members {
     name: String,
@@ -153,7 +151,8 @@ impl Members {
         let number = self.controls.fetch_add(1, Ordering::Relaxed) + 1;
         let numbers = vec![number; self.ranks.len()];
         let channel = self.channel(Channel::Control);
-        Session::new(self.endpoint.clone(), channel, self.ranks.clone(), numbers, deadline, subject).within(self.clone())
+        Session::new(self.endpoint.clone(), channel, self.ranks.clone(), numbers, deadline, subject)
+            .within(self.clone())
     }
 
     /// A session of some members (group ranks), to be begun in the same order by each two of them.
@@ -284,10 +283,12 @@ pub async fn make_board(session: &mut Session, ranks: &[u32], endpoint: &Endpoin
     let bytes = Board::bytes(size);
     let first = ranks.first() == Some(&endpoint.rank());
     let made: Result<Option<OwnedFd>> = match () {
-        _ if !ranks.iter().all(|rank| endpoint.is_local(*rank)) => Err(Error::Unsupported("the ranks are on several hosts".into())),
-        _ if first => Mapping::create("tutti-board", bytes)
-            .and_then(|fd| Mapping::commit(&fd, 0, bytes).map(|()| fd))
-            .map(Some),
+        _ if !ranks.iter().all(|rank| endpoint.is_local(*rank)) => {
+            Err(Error::Unsupported("the ranks are on several hosts".into()))
+        }
+        _ if first => {
+            Mapping::create("tutti-board", bytes).and_then(|fd| Mapping::commit(&fd, 0, bytes).map(|()| fd)).map(Some)
+        }
         _ => Ok(None),
     };
     let mine = made.as_ref().err().map(Error::to_string).unwrap_or_default();
@@ -297,9 +298,8 @@ pub async fn make_board(session: &mut Session, ranks: &[u32], endpoint: &Endpoin
     let mut mapping = None;
     if trouble.is_none() {
         let passed = descriptor.or_else(|| said.first().and_then(|message| message.descriptors.first()));
-        let opened = passed
-            .ok_or_else(|| Error::Internal("no descriptor came".into()))
-            .and_then(|fd| Mapping::open(fd, bytes));
+        let opened =
+            passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| Mapping::open(fd, bytes));
         let mine = opened.as_ref().err().map(Error::to_string).unwrap_or_default();
         let said = session.all_gather(mine.as_bytes(), None).await?;
         trouble = first_trouble(ranks, &said);

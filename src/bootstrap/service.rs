@@ -44,9 +44,8 @@ pub fn watch(endpoint: &Arc<Endpoint>) {
 }
 
 fn serve() {
-    let patience = config::variable("TUTTI_SILENCE_MS")
-        .and_then(|text| text.parse().ok())
-        .map_or(PATIENCE, Duration::from_millis);
+    let patience =
+        config::variable("TUTTI_SILENCE_MS").and_then(|text| text.parse().ok()).map_or(PATIENCE, Duration::from_millis);
     // Several signs of life fit into the patience, so that one late wake-up does no harm.
     let interval = patience / 5;
     loop {

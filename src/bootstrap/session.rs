@@ -102,7 +102,8 @@ impl Session {
     pub async fn finish(mut self) -> Result<()> {
         for index in 0..self.ranks.len() {
             let peer = self.ranks[index];
-            poll_fn(|_| if self.endpoint.is_flushed(peer) || self.is_late() { Poll::Ready(()) } else { Poll::Pending }).await;
+            poll_fn(|_| if self.endpoint.is_flushed(peer) || self.is_late() { Poll::Ready(()) } else { Poll::Pending })
+                .await;
         }
         self.finished = true;
         Ok(())
@@ -157,7 +158,11 @@ impl Session {
                 }));
             }
             if self.is_late() {
-                return Poll::Ready(Err(Error::failed(Status::Timeout, Some(index as u32), self.describe_lateness(index))));
+                return Poll::Ready(Err(Error::failed(
+                    Status::Timeout,
+                    Some(index as u32),
+                    self.describe_lateness(index),
+                )));
             }
             Poll::Pending
         })

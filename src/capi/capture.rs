@@ -21,7 +21,7 @@ impl Entry for Session {
 
     fn retire(&self) {
         // An open session is aborted; one that has ended stays as it is.
-        let _ = self.end(Session::ABORTED, "tutti_capture_destroy");
+        let _ = self.end(Session::ABORTED);
     }
 }
 
@@ -62,7 +62,7 @@ pub unsafe extern "C" fn tutti_capture_begin(
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_capture_commit(capture: *mut tutti_capture_t) -> tutti_status_t {
-    guard_batched("tutti_capture_commit", || CAPTURES.pin(capture)?.end(Session::COMMITTED, "tutti_capture_commit"))
+    guard_batched("tutti_capture_commit", || CAPTURES.pin(capture)?.end(Session::COMMITTED))
 }
 
 /// Ends the session without making its graphs ready: they must not be replayed. Local: never waits for a rank.
@@ -72,7 +72,7 @@ pub unsafe extern "C" fn tutti_capture_commit(capture: *mut tutti_capture_t) -> 
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_capture_abort(capture: *mut tutti_capture_t) -> tutti_status_t {
-    guard("tutti_capture_abort", || CAPTURES.pin(capture)?.end(Session::ABORTED, "tutti_capture_abort"))
+    guard("tutti_capture_abort", || CAPTURES.pin(capture)?.end(Session::ABORTED))
 }
 
 /// Destroys a session, after the last replay of its graphs; an open one is aborted first. Destroying NULL or a
@@ -97,11 +97,11 @@ impl Session {
     }
 
     /// Ends the session; refused if it has ended.
-    fn end(&self, how: u8, name: &str) -> Result<()> {
+    fn end(&self, how: u8) -> Result<()> {
         match self.0.compare_exchange(Session::OPEN, how, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(()),
-            Err(Session::COMMITTED) => Err(Error::usage(format_args!("{name}: the session was committed before"))),
-            Err(_) => Err(Error::usage(format_args!("{name}: the session was aborted before"))),
+            Err(Session::COMMITTED) => Err(Error::usage("the session was committed before")),
+            Err(_) => Err(Error::usage("the session was aborted before")),
         }
     }
 }
@@ -128,4 +128,55 @@ unsafe fn check_groups(groups: *const *mut tutti_group, count: usize) -> Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_ends_once_and_its_handle_lives_until_it_is_destroyed() {
+        for (first, status) in [
+            (tutti_capture_commit as unsafe extern "C" fn(*mut tutti_capture) -> i32, "committed"),
+            (tutti_capture_abort, "aborted"),
+        ] {
+            let capture = CAPTURES.insert(Session::open()).unwrap();
+            // SAFETY: any pointer may be passed as a handle.
+            unsafe {
+                assert_eq!(first(capture), TUTTI_SUCCESS, "{status}");
+                assert_eq!(tutti_capture_commit(capture), TUTTI_INVALID_USAGE);
+                assert_eq!(tutti_capture_abort(capture), TUTTI_INVALID_USAGE);
+                let text = std::ffi::CStr::from_ptr(crate::capi::text::tutti_last_error()).to_str().unwrap();
+                assert_eq!(text, format!("tutti_capture_abort: the session was {status} before"));
+                assert_eq!(tutti_capture_destroy(capture), TUTTI_SUCCESS);
+                assert_eq!(tutti_capture_destroy(capture), TUTTI_SUCCESS);
+                assert_eq!(tutti_capture_commit(capture), TUTTI_INVALID_ARGUMENT);
+            }
+        }
+    }
+
+    #[test]
+    fn destroying_an_open_session_aborts_it() {
+        let capture = CAPTURES.insert(Session::open()).unwrap();
+        let held = CAPTURES.pin(capture).unwrap();
+        assert_eq!(
+            CAPTURES.destroy(capture, std::time::Duration::ZERO).unwrap(),
+            crate::capi::handles::Destroyed::StillUsed
+        );
+        assert_eq!(held.0.load(Ordering::Relaxed), Session::ABORTED);
+    }
+
+    #[test]
+    fn a_session_is_not_opened_over_what_is_no_group() {
+        let mut capture = std::ptr::dangling_mut();
+        let groups = [std::ptr::null_mut(), std::ptr::dangling_mut()];
+        // SAFETY: the arrays have the lengths they are passed with, and any pointer may be passed as a handle.
+        unsafe {
+            assert_eq!(tutti_capture_begin(groups.as_ptr(), 2, &mut capture), TUTTI_INVALID_ARGUMENT);
+            assert!(capture.is_null(), "a handle is NULL on failure");
+            assert_eq!(tutti_capture_begin(groups.as_ptr(), 0, &mut capture), TUTTI_INVALID_ARGUMENT);
+            assert_eq!(tutti_capture_begin(std::ptr::null(), 1, &mut capture), TUTTI_INVALID_ARGUMENT);
+            assert_eq!(tutti_capture_begin(groups.as_ptr(), 2, std::ptr::null_mut()), TUTTI_INVALID_ARGUMENT);
+        }
+    }
 }

@@ -124,7 +124,11 @@ pub unsafe extern "C" fn tutti_all_gather(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run("tutti_all_gather", group, Arguments { send, recv, count: send_count, dtype, stream, ..Arguments::of(AllGather) })
+    run(
+        "tutti_all_gather",
+        group,
+        Arguments { send, recv, count: send_count, dtype, stream, ..Arguments::of(AllGather) },
+    )
 }
 
 /// Reduces over all ranks and leaves each rank with its part of the result.
@@ -145,7 +149,11 @@ pub unsafe extern "C" fn tutti_reduce_scatter(
     op: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run("tutti_reduce_scatter", group, Arguments { send, recv, count: recv_count, dtype, op, stream, ..Arguments::of(ReduceScatter) })
+    run(
+        "tutti_reduce_scatter",
+        group,
+        Arguments { send, recv, count: recv_count, dtype, op, stream, ..Arguments::of(ReduceScatter) },
+    )
 }
 
 /// Copies the root's elements to every rank.

@@ -25,13 +25,7 @@ pub(super) fn guard(name: &'static str, body: impl FnOnce() -> Result<()>) -> tu
 
 /// As [`guard`], for a call that may stand in a batch: its error cancels the batch that is open in this thread.
 pub(super) fn guard_batched(name: &'static str, body: impl FnOnce() -> Result<()>) -> tutti_status_t {
-    guard(name, || {
-        body().inspect_err(|error| {
-            if batch::is_open() {
-                batch::refuse(error.clone());
-            }
-        })
-    })
+    guard(name, || body().inspect_err(|error| batch::refuse(error.clone())))
 }
 
 /// Runs the body of the C function `name`, which says itself what to return.
@@ -78,6 +72,8 @@ thread_local! {
 /// this one call, so it names the function.
 #[cold]
 fn remember(name: &str, error: &Error) {
+    // First, because a log callback may call functions of this library that fail.
+    log::debug!(target: "tutti::capi", "{name}: {}: {error}", error.status().describe());
     let _ = LAST_ERROR.try_with(|text| {
         let Ok(mut text) = text.try_borrow_mut() else { return };
         text.clear();
@@ -89,13 +85,12 @@ fn remember(name: &str, error: &Error) {
         text.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
         text.push(0);
     });
-    log::debug!(target: "tutti::capi", "{name}: {}: {error}", error.status().describe());
 }
 
 #[cold]
 fn forked_child() -> Error {
     Error::usage(format_args!(
-        "process {} was forked from the one that loaded libtutti, and nothing of it works here: start processes by \
+        "process {} was forked from one that had made a world, and nothing of libtutti works here: start processes by \
          spawning them (in Python: multiprocessing.set_start_method(\"spawn\"))",
         std::process::id()
     ))

@@ -29,9 +29,10 @@ use std::{
     cell::UnsafeCell,
     mem::MaybeUninit,
     ops::Deref,
+    ptr::{self, NonNull},
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicPtr, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -56,7 +57,8 @@ pub(super) const DRAIN: Duration = Duration::from_secs(10);
 
 /// The handles of one kind. Lives as long as the process.
 pub(super) struct Table<T> {
-    chunks: [OnceLock<Box<[Slot<T>]>>; CHUNKS],
+    /// NULL until the first slot of the chunk is taken; from then on an array that is never freed.
+    chunks: [AtomicPtr<Slot<T>>; CHUNKS],
     free: Mutex<Free>,
 }
 
@@ -64,7 +66,7 @@ impl<T> Table<T> {
     /// A table without handles.
     pub(super) const fn new() -> Self {
         Table {
-            chunks: [const { OnceLock::new() }; CHUNKS],
+            chunks: [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS],
             free: Mutex::new(Free { vacant: Vec::new(), untouched: 0 }),
         }
     }
@@ -86,8 +88,11 @@ impl<T: Entry> Table<T> {
         if index == SLOTS {
             return Err(Error::OutOfMemory(format!("{SLOTS} {} handles are in use, destroy some", T::NAME)));
         }
-        let (chunk, _) = locate(index);
-        self.chunks[chunk].get_or_init(|| (0..FIRST_CHUNK << chunk).map(|_| Slot::new()).collect());
+        let (chunk, offset) = locate(index);
+        if offset == 0 {
+            let slots: Box<[Slot<T>]> = (0..FIRST_CHUNK << chunk).map(|_| Slot::new()).collect();
+            self.chunks[chunk].store(Box::leak(slots).as_mut_ptr(), Ordering::Release);
+        }
         free.untouched += 1;
         Ok(Reservation { table: self, index })
     }
@@ -140,7 +145,9 @@ impl<T: Entry> Table<T> {
 
     fn slot(&'static self, index: u32) -> Option<&'static Slot<T>> {
         let (chunk, offset) = locate(index);
-        self.chunks.get(chunk)?.get()?.get(offset)
+        let slots = NonNull::new(self.chunks.get(chunk)?.load(Ordering::Acquire))?;
+        // SAFETY: `reserve` stored an array of as many slots as `locate` puts into this chunk, and leaked it.
+        Some(unsafe { slots.add(offset).as_ref() })
     }
 
     fn free(&self) -> MutexGuard<'_, Free> {
@@ -197,9 +204,11 @@ impl<T: Entry> Reservation<T> {
     pub(super) fn fill(self, value: T) -> *mut T::Handle {
         let index = self.index;
         let Some(slot) = self.table.slot(index) else { unreachable!("reserve() made the slot") };
-        // SAFETY: the slot is off the free list and not live, so this reservation is alone with it.
+        let generation = slot.word.load(Ordering::Acquire) >> GENERATION_SHIFT;
+        // SAFETY: the slot is off the free list and not live, so this reservation is alone with it; the load acquired
+        // what `reclaim` did with the value before.
         unsafe { (*slot.value.get()).write(value) };
-        let token = Token { generation: slot.word.load(Ordering::Relaxed) >> GENERATION_SHIFT, index };
+        let token = Token { generation, index };
         slot.word.store(token.live(), Ordering::Release);
         std::mem::forget(self);
         token.to_handle::<T>()
@@ -325,7 +334,7 @@ impl Token {
 
     fn to_handle<T: Entry>(self) -> *mut T::Handle {
         let bits = u64::from(T::KIND) << 56 | self.generation << 24 | u64::from(self.index) << INDEX_SHIFT;
-        std::ptr::without_provenance_mut(bits as usize)
+        ptr::without_provenance_mut(bits as usize)
     }
 
     /// The word of a slot that holds this token's value, without pins.
@@ -359,8 +368,8 @@ mod tests {
     use std::{
         collections::HashSet,
         sync::{
-            Arc, Barrier,
-            atomic::{AtomicBool, AtomicPtr, AtomicUsize},
+            Arc, Barrier, OnceLock,
+            atomic::{AtomicBool, AtomicUsize},
             mpsc,
         },
     };
@@ -426,7 +435,7 @@ mod tests {
         assert_eq!(drops.load(Ordering::Relaxed), 1);
         assert_eq!(error(table.pin(handle)), "the probe was destroyed");
         assert_eq!(table.destroy(handle, DRAIN).unwrap(), Destroyed::Before);
-        assert_eq!(table.destroy(std::ptr::null(), DRAIN).unwrap(), Destroyed::Before);
+        assert_eq!(table.destroy(ptr::null(), DRAIN).unwrap(), Destroyed::Before);
     }
 
     #[test]
@@ -443,8 +452,10 @@ mod tests {
         let live = table.insert(Probe::new(1, &drops)).unwrap();
         let foreign = others.insert(Other).unwrap();
         let local = 0u64;
-        assert_eq!(error(table.pin(std::ptr::null())), "the probe is NULL");
-        for pointer in [foreign.cast_const(), std::ptr::from_ref(&local).cast(), live.wrapping_byte_add(1), live.wrapping_byte_add(8)] {
+        assert_eq!(error(table.pin(ptr::null())), "the probe is NULL");
+        for pointer in
+            [foreign.cast_const(), ptr::from_ref(&local).cast(), live.wrapping_byte_add(1), live.wrapping_byte_add(8)]
+        {
             assert_eq!(error(table.pin(pointer)), "the pointer passed as probe is no probe handle of this library");
             assert!(table.destroy(pointer, DRAIN).is_err());
         }
@@ -460,7 +471,7 @@ mod tests {
             static LIVE: OnceLock<usize> = OnceLock::new();
             let live = *LIVE.get_or_init(|| TABLE.insert(Probe::new(3, &Arc::default())).unwrap().addr());
             for bits in [bits as usize, live ^ low as usize, live ^ (low as usize) << 24] {
-                let pointer: *const Probe = std::ptr::without_provenance(bits);
+                let pointer: *const Probe = ptr::without_provenance(bits);
                 prop_assert_eq!(TABLE.pin(pointer).is_ok(), bits == live);
             }
         }
@@ -485,12 +496,12 @@ mod tests {
         let (table, drops) = (table(), Arc::default());
         let first = table.insert(Probe::new(0, &drops)).unwrap();
         let pin = table.pin(first).unwrap();
-        let address = std::ptr::from_ref::<Probe>(&pin);
+        let address = ptr::from_ref::<Probe>(&pin);
         let handles: Vec<_> = (1..5_000).map(|number| table.insert(Probe::new(number, &drops)).unwrap()).collect();
         for (number, handle) in handles.iter().enumerate() {
             assert_eq!(table.pin(*handle).unwrap().check(), number as u64 + 1);
         }
-        assert_eq!(address, std::ptr::from_ref(&*table.pin(first).unwrap()));
+        assert_eq!(address, ptr::from_ref(&*table.pin(first).unwrap()));
     }
 
     #[test]
@@ -540,7 +551,7 @@ mod tests {
         let call = std::thread::spawn({
             let returned = returned.clone();
             move || {
-                let pin = table.pin(std::ptr::without_provenance(handle)).unwrap();
+                let pin = table.pin(ptr::without_provenance(handle)).unwrap();
                 entered.send(()).unwrap();
                 while !pin.retired.load(Ordering::Acquire) {
                     std::thread::yield_now();
@@ -550,7 +561,7 @@ mod tests {
             }
         });
         inside.recv().unwrap();
-        assert_eq!(table.destroy(std::ptr::without_provenance(handle), DRAIN).unwrap(), Destroyed::Now);
+        assert_eq!(table.destroy(ptr::without_provenance(handle), DRAIN).unwrap(), Destroyed::Now);
         assert!(returned.load(Ordering::Relaxed), "destroy returned before the call did");
         assert_eq!((drops.load(Ordering::Relaxed), table.used()), (1, 0));
         call.join().unwrap();
@@ -580,7 +591,7 @@ mod tests {
                 let destroyers = [0; 4].map(|_| {
                     scope.spawn(|| {
                         start.wait();
-                        table.destroy(std::ptr::without_provenance(handle), DRAIN).unwrap() == Destroyed::Now
+                        table.destroy(ptr::without_provenance(handle), DRAIN).unwrap() == Destroyed::Now
                     })
                 });
                 destroyers.into_iter().map(|destroyer| usize::from(destroyer.join().unwrap())).sum()

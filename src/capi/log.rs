@@ -100,7 +100,10 @@ fn set_callback(function: tutti_log_fn, user: *mut c_void) -> Result<()> {
         Destroyed::StillUsed => Err(Error::failed(
             Status::Timeout,
             None,
-            format_args!("the former log callback is replaced but still runs after {} s: keep its user data", DRAIN.as_secs()),
+            format_args!(
+                "the former log callback is replaced but still runs after {} s: keep its user data",
+                DRAIN.as_secs()
+            ),
         )),
     }
 }
@@ -189,4 +192,147 @@ fn call(record: &Record<'_>) {
 /// A text for C; a NUL within becomes a space.
 fn c_text(text: &str) -> CString {
     CString::new(text.replace('\0', " ")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        ffi::CStr,
+        sync::{
+            atomic::{AtomicBool, AtomicUsize},
+            mpsc,
+        },
+    };
+
+    use super::*;
+    use crate::capi::watchdog;
+
+    /// The callback is one for the process, so tests of it take turns.
+    fn turn() -> MutexGuard<'static, ()> {
+        static TURN: Mutex<()> = Mutex::new(());
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    const TARGET: &str = "tutti::capi::log::tests";
+
+    type Lines = Mutex<Vec<(i32, String, String)>>;
+
+    /// Keeps what these tests log.
+    unsafe extern "C" fn keep(user: *mut c_void, level: i32, target: *const c_char, message: *const c_char) {
+        // SAFETY: the tests pass a `Lines` that outlives the callback; the texts end with NUL.
+        unsafe {
+            let target = CStr::from_ptr(target).to_str().unwrap();
+            if target == TARGET {
+                let message = CStr::from_ptr(message).to_str().unwrap();
+                (*user.cast::<Lines>()).lock().unwrap().push((level, target.into(), message.into()));
+            }
+        }
+    }
+
+    fn set(function: tutti_log_fn, user: *const impl Sized) -> i32 {
+        // SAFETY: the tests keep `user` until another callback is set.
+        unsafe { tutti_set_log_callback(function, user.cast_mut().cast()) }
+    }
+
+    #[test]
+    fn records_reach_the_callback_until_it_is_taken_away() {
+        let _turn = turn();
+        let lines = Lines::default();
+        assert_eq!(set(Some(keep), &lines), TUTTI_SUCCESS);
+        log::warn!("rank {} is slow\0 and late", 3);
+        log::debug!("nobody asked for this");
+        log::warn!(target: "other_crate", "not ours");
+        assert_eq!(set(None, ptr::null::<u8>()), TUTTI_SUCCESS);
+        log::error!("nobody is there");
+        let expected = (TUTTI_LOG_WARN, TARGET.to_owned(), "rank 3 is slow  and late".to_owned());
+        assert_eq!(*lines.lock().unwrap(), [expected]);
+    }
+
+    /// Logs, fails, and tries to replace itself.
+    unsafe extern "C" fn meddle(user: *mut c_void, _: i32, target: *const c_char, _: *const c_char) {
+        // SAFETY: `records_from_within` passes a counter that outlives the callback; the target ends with NUL.
+        let (calls, target) = unsafe { (&*user.cast::<AtomicUsize>(), CStr::from_ptr(target)) };
+        if target.to_str() == Ok(TARGET) {
+            calls.fetch_add(1, Ordering::Relaxed);
+            log::error!("from within");
+            assert_eq!(set(None, ptr::null::<u8>()), TUTTI_INVALID_USAGE);
+        }
+    }
+
+    #[test]
+    fn a_callback_that_logs_or_replaces_itself_neither_recurs_nor_hangs() {
+        let (_turn, _watchdog) = (turn(), watchdog());
+        let calls = AtomicUsize::new(0);
+        assert_eq!(set(Some(meddle), &calls), TUTTI_SUCCESS);
+        log::error!("once");
+        log::error!("twice");
+        assert_eq!(set(None, ptr::null::<u8>()), TUTTI_SUCCESS);
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+
+    struct Gate {
+        entered: mpsc::Sender<()>,
+        open: AtomicBool,
+        left: AtomicBool,
+    }
+
+    /// Stays inside until the gate is opened.
+    unsafe extern "C" fn dwell(user: *mut c_void, _: i32, target: *const c_char, _: *const c_char) {
+        // SAFETY: the test passes a `Gate` that outlives the callback; the target ends with NUL.
+        let (gate, target) = unsafe { (&*user.cast::<Gate>(), CStr::from_ptr(target)) };
+        if target.to_str() == Ok(TARGET) {
+            gate.entered.send(()).unwrap();
+            while !gate.open.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            gate.left.store(true, Ordering::Release);
+        }
+    }
+
+    #[test]
+    fn a_replaced_callback_has_returned_when_the_replacement_is_there() {
+        let (_turn, _watchdog) = (turn(), watchdog());
+        let (entered, inside) = mpsc::channel();
+        let gate = Gate { entered, open: AtomicBool::new(false), left: AtomicBool::new(false) };
+        assert_eq!(set(Some(dwell), &gate), TUTTI_SUCCESS);
+        std::thread::scope(|scope| {
+            scope.spawn(|| log::error!("long"));
+            inside.recv().unwrap();
+            let opener = scope.spawn(|| {
+                // The callback is taken out of use before its replacement waits for it.
+                while !CURRENT.load(Ordering::Acquire).is_null() {
+                    std::thread::yield_now();
+                }
+                assert!(!gate.left.load(Ordering::Acquire));
+                gate.open.store(true, Ordering::Release);
+            });
+            assert_eq!(set(None, ptr::null::<u8>()), TUTTI_SUCCESS);
+            assert!(gate.left.load(Ordering::Acquire), "the user data may be gone now, but the callback runs");
+            opener.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn callbacks_may_be_replaced_while_all_threads_log() {
+        let (_turn, _watchdog) = (turn(), watchdog());
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        log::info!("busy");
+                    }
+                });
+            }
+            for _ in 0..200 {
+                let lines = Box::new(Lines::default());
+                assert_eq!(set(Some(keep), &*lines), TUTTI_SUCCESS);
+                log::warn!("mine");
+                assert_eq!(set(None, ptr::null::<u8>()), TUTTI_SUCCESS);
+                let lines = lines.into_inner().unwrap();
+                assert!(lines.iter().any(|line| line.2 == "mine"));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
 }

@@ -27,6 +27,9 @@ pub mod text;
 pub mod types;
 pub mod world;
 
+#[cfg(test)]
+mod tests;
+
 /// Ends the test process if the test that holds this has not ended in time.
 #[cfg(test)]
 fn watchdog() -> impl Drop {

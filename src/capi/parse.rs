@@ -105,10 +105,7 @@ impl Arguments {
         let send = Buffer::new("send", self.send.cast(), pattern.send_bytes(rank))?;
         let recv = Buffer::new("recv", self.recv.cast::<u8>().cast_const(), pattern.recv_bytes(size))?;
         if send.overlaps(&recv) && !is_in_place(&descriptor, &send, &recv, rank) {
-            return Err(Error::invalid(format_args!(
-                "{send} and {recv} overlap: {}",
-                in_place_form(self.collective)
-            )));
+            return Err(Error::invalid(format_args!("{send} and {recv} overlap: {}", in_place_form(self.collective))));
         }
         Ok(Call { descriptor, send: send.start(), recv: recv.start().cast_mut() })
     }
@@ -523,5 +520,317 @@ fn in_place_form(collective: Collective) -> &'static str {
         AllGather | Gather => "they must be apart, or send must be this rank's part of recv",
         ReduceScatter | Scatter => "they must be apart, or recv must be this rank's part of send",
         AllToAll | Send | Recv | Barrier | AllGatherV | ReduceScatterV | AllToAllV => "they must be apart",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    const FLOAT: i32 = TUTTI_FLOAT32;
+    /// The group of most tests: rank 1 of 4, calls of 4 floats, which are 16 bytes.
+    const RANK: u32 = 1;
+    const SIZE: u32 = 4;
+    const COUNT: usize = 4;
+
+    fn refused<T>(result: Result<T>, with: &str) {
+        let Err(error) = result else { panic!("accepted; expected: {with}") };
+        assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+        assert!(error.to_string().contains(with), "{error:?} does not say {with:?}");
+    }
+
+    /// A call whose buffers begin at two bytes of one piece of memory.
+    fn call(collective: Collective, memory: &mut [u8; 1024], send: usize, recv: usize) -> Arguments {
+        let start = memory.as_mut_ptr();
+        Arguments {
+            send: start.wrapping_add(send).cast(),
+            recv: start.wrapping_add(recv).cast(),
+            count: COUNT,
+            dtype: FLOAT,
+            root: RANK as i32,
+            ..Arguments::of(collective)
+        }
+    }
+
+    #[test]
+    fn the_in_place_form_of_each_collective_passes_and_one_byte_beside_it_does_not() {
+        use Collective::*;
+        // send and recv as byte offsets, on rank 1 of 4 with 16 bytes per part
+        for (collective, send, recv) in [
+            (AllReduce, 512, 512),
+            (Broadcast, 512, 512),
+            (Reduce, 512, 512),
+            (AllGather, 512 + 16, 512),
+            (Gather, 512 + 16, 512),
+            (ReduceScatter, 512, 512 + 16),
+            (Scatter, 512, 512 + 16),
+        ] {
+            let mut memory = [0; 1024];
+            let parsed = call(collective, &mut memory, send, recv).parse(RANK, SIZE);
+            let parsed = parsed.unwrap_or_else(|error| panic!("{collective:?} in place: {error}"));
+            assert_eq!(parsed.send, memory.as_ptr().wrapping_add(send));
+            assert_eq!(parsed.recv, memory.as_mut_ptr().wrapping_add(recv));
+            for (send, recv) in [(send + 1, recv), (send - 1, recv), (send, recv + 1), (send, recv - 1)] {
+                refused(call(collective, &mut memory, send, recv).parse(RANK, SIZE), "overlap");
+            }
+        }
+    }
+
+    #[test]
+    fn another_ranks_part_is_not_the_in_place_form() {
+        use Collective::*;
+        let mut memory = [0; 1024];
+        for (collective, send, recv) in [(AllGather, 512, 512), (AllGather, 544, 512), (ReduceScatter, 512, 512)] {
+            refused(call(collective, &mut memory, send, recv).parse(RANK, SIZE), "this rank's part of");
+        }
+        refused(call(AllToAll, &mut memory, 512, 512).parse(RANK, SIZE), "they must be apart");
+    }
+
+    #[test]
+    fn buffers_that_touch_do_not_overlap() {
+        use Collective::*;
+        let mut memory = [0; 1024];
+        // bytes of send and of recv on rank 1 of 4
+        for (collective, send, recv) in
+            [(AllReduce, 16, 16), (AllGather, 16, 64), (ReduceScatter, 64, 16), (AllToAll, 64, 64)]
+        {
+            assert!(call(collective, &mut memory, 512, 512 + send).parse(RANK, SIZE).is_ok(), "{collective:?}");
+            assert!(call(collective, &mut memory, 512 + recv, 512).parse(RANK, SIZE).is_ok(), "{collective:?}");
+            refused(call(collective, &mut memory, 512, 512 + send - 1).parse(RANK, SIZE), "overlap");
+            refused(call(collective, &mut memory, 512 + recv - 1, 512).parse(RANK, SIZE), "overlap");
+        }
+    }
+
+    #[test]
+    fn only_memory_that_this_rank_touches_is_looked_at() {
+        use Collective::*;
+        let mut memory = [0; 1024];
+        // (collective, whether a rank that is not the root needs send, and recv)
+        for (collective, send, recv) in
+            [(Broadcast, false, true), (Reduce, true, false), (Gather, true, false), (Scatter, false, true)]
+        {
+            let other = Arguments { root: 0, ..call(collective, &mut memory, 512, 514) };
+            assert!(other.parse(RANK, SIZE).is_ok(), "{collective:?}: a buffer that is not used cannot overlap");
+            let without_send = Arguments { send: ptr::null(), ..other }.parse(RANK, SIZE);
+            let without_recv = Arguments { recv: ptr::null_mut(), ..other }.parse(RANK, SIZE);
+            assert_eq!((without_send.is_err(), without_recv.is_err()), (send, recv), "{collective:?}");
+            // and the root needs both
+            let root = call(collective, &mut memory, 0, 512);
+            refused(Arguments { send: ptr::null(), ..root }.parse(RANK, SIZE), "send is NULL");
+            refused(Arguments { recv: ptr::null_mut(), ..root }.parse(RANK, SIZE), "recv is NULL");
+        }
+    }
+
+    #[test]
+    fn count_zero_takes_null_and_anything_else() {
+        for collective in crate::dtype::COLLECTIVES.into_iter().filter(|collective| served(*collective).is_ok()) {
+            let empty = Arguments { dtype: FLOAT, ..Arguments::of(collective) };
+            let parsed = empty.parse(RANK, SIZE).unwrap();
+            assert!(!parsed.send.is_null() && !parsed.recv.is_null(), "{collective:?}: unused pointers are dangling");
+            let wild: *mut c_void = ptr::without_provenance_mut(usize::MAX);
+            assert!(Arguments { send: wild, recv: wild, ..empty }.parse(RANK, SIZE).is_ok(), "{collective:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_addressed_is_refused() {
+        let mut memory = [0; 1024];
+        let ok = call(Collective::AllReduce, &mut memory, 0, 512);
+        for count in [usize::MAX, usize::MAX / 4 + 1, isize::MAX as usize / 4 + 1, isize::MAX as usize / 16 + 1] {
+            refused(Arguments { count, ..ok }.parse(RANK, SIZE), "more than can be addressed");
+        }
+        let end: *const c_void = ptr::without_provenance(usize::MAX - 14);
+        refused(Arguments { send: end, ..ok }.parse(RANK, SIZE), "do not fit into the address space");
+    }
+
+    #[test]
+    fn numbers_that_mean_nothing_are_refused_by_name() {
+        let mut memory = [0; 1024];
+        let ok = Arguments { root: 0, ..call(Collective::Reduce, &mut memory, 0, 512) };
+        for dtype in [-1, 12, 99, 103, i32::MAX] {
+            refused(Arguments { dtype, ..ok }.parse(RANK, SIZE), "no dtype");
+        }
+        for dtype in [TUTTI_BOOL, TUTTI_INT16, TUTTI_BYTES] {
+            refused(Arguments { dtype, ..ok }.parse(RANK, SIZE), "never reduced");
+        }
+        for op in [-1, 5, i32::MIN] {
+            refused(Arguments { op, ..ok }.parse(RANK, SIZE), "no reduction");
+        }
+        for root in [-1, 4, i32::MAX] {
+            refused(Arguments { root, ..ok }.parse(RANK, SIZE), "root is");
+        }
+        refused(Arguments { stream: memory.as_mut_ptr().cast(), ..ok }.parse(RANK, SIZE), "stream is not NULL");
+        refused(
+            Arguments { count: 1, ..Arguments::of(Collective::Barrier) }.parse(RANK, SIZE),
+            "a barrier moves nothing",
+        );
+    }
+
+    #[test]
+    fn what_a_collective_does_not_use_is_not_looked_at_and_equal_on_all_ranks() {
+        let mut memory = [0; 1024];
+        let gather = call(Collective::AllGather, &mut memory, 0, 512);
+        let plain = gather.parse(RANK, SIZE).unwrap().descriptor;
+        assert_eq!(Arguments { op: 77, root: -5, ..gather }.parse(RANK, SIZE).unwrap().descriptor, plain);
+        assert_eq!((plain.op, plain.root), (Op::Sum, 0));
+        let barrier = Arguments::of(Collective::Barrier);
+        let plain = barrier.parse(RANK, SIZE).unwrap().descriptor;
+        assert_eq!(Arguments { dtype: 9999, op: 77, ..barrier }.parse(RANK, SIZE).unwrap().descriptor, plain);
+    }
+
+    #[test]
+    fn collectives_that_are_not_served_are_unsupported_and_say_what_to_use() {
+        use Collective::*;
+        for collective in [Send, Recv, AllGatherV, ReduceScatterV, AllToAllV] {
+            let error = Arguments::of(collective).parse(RANK, SIZE).unwrap_err();
+            assert_eq!(error.status(), Status::Unsupported);
+            assert!(error.to_string().contains("use tutti_"), "{error}");
+        }
+    }
+
+    fn start_call() -> tutti_call {
+        // SAFETY: all bytes zero is a value of the struct.
+        let zero: tutti_call = unsafe { std::mem::zeroed() };
+        tutti_call { struct_size: size_of::<tutti_call>(), ..zero }
+    }
+
+    #[test]
+    fn either_count_of_a_started_call_is_its_count() {
+        for (send_count, recv_count, count) in [(0, 0, 0), (5, 0, 5), (0, 6, 6), (7, 7, 7)] {
+            let call = tutti_call { send_count, recv_count, ..start_call() };
+            assert_eq!(Arguments::from_call(&call).unwrap().count, count);
+        }
+        refused(
+            Arguments::from_call(&tutti_call { send_count: 1, recv_count: 2, ..start_call() }),
+            "both mean the count",
+        );
+    }
+
+    #[test]
+    fn a_started_call_is_refused_for_what_its_collective_does_not_have() {
+        let displacements = [0usize; 4];
+        let wrong = tutti_call { send_displs: displacements.as_ptr(), ..start_call() };
+        refused(Arguments::from_call(&wrong), "must be NULL");
+        refused(Arguments::from_call(&tutti_call { tag: 1, ..start_call() }), "tag is 1");
+        refused(Arguments::from_call(&tutti_call { flags: TUTTI_CALL_CAPTURED, ..start_call() }), "flags is 0x1");
+        refused(Arguments::from_call(&tutti_call { collective: 14, ..start_call() }), "no collective");
+        let registered = tutti_call { flags: TUTTI_CALL_REGISTERED, peer: 3, op: TUTTI_MAX, ..start_call() };
+        let parsed = Arguments::from_call(&registered).unwrap();
+        assert_eq!((parsed.flags, parsed.root, parsed.op), (TUTTI_CALL_REGISTERED, 3, TUTTI_MAX));
+    }
+
+    /// A struct that has grown since its first version.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    #[repr(C)]
+    struct Grown {
+        struct_size: usize,
+        old: u64,
+        new: u64,
+    }
+
+    // SAFETY: numbers, the first of them the size.
+    unsafe impl Versioned for Grown {
+        const NAME: &'static str = "tutti_grown_t";
+        const FIRST_SIZE: usize = 16;
+    }
+
+    #[test]
+    fn structs_of_older_and_newer_callers_are_read() {
+        let read = |words: &[u64]| {
+            assert!(words.len() * 8 >= words[0] as usize);
+            // SAFETY: as many bytes are there as the first word says, or it says too few or too many to be read.
+            unsafe { read_struct(words.as_ptr().cast::<Grown>()) }
+        };
+        assert_eq!(read(&[16, 7]).unwrap(), Grown { struct_size: 16, old: 7, new: 0 });
+        assert_eq!(read(&[24, 7, 8]).unwrap(), Grown { struct_size: 24, old: 7, new: 8 });
+        assert_eq!(read(&[40, 7, 8, 0, 0]).unwrap(), Grown { struct_size: 40, old: 7, new: 8 });
+        refused(read(&[40, 7, 8, 0, 1]), "not know, at byte 32");
+        // The first word alone is readable here, so a size that is refused is refused unread.
+        refused(read(&[8]), "struct_size of tutti_grown_t is 8: initialise the struct with TUTTI_GROWN_INIT");
+        refused(read(&[0]), "struct_size of tutti_grown_t is 0");
+        for size in [1025, usize::MAX] {
+            // SAFETY: as above.
+            refused(unsafe { read_struct(ptr::from_ref(&size).cast::<Grown>()) }, "struct_size");
+        }
+        // SAFETY: NULL is allowed.
+        refused(unsafe { read_struct(ptr::null::<Grown>()) }, "tutti_grown_t is NULL");
+        // SAFETY: NULL is allowed.
+        assert_eq!(unsafe { read_optional_struct(ptr::null::<Grown>()) }.unwrap().old, 0);
+    }
+
+    #[test]
+    fn structs_of_older_and_newer_callers_are_written() {
+        let value = Grown { struct_size: 24, old: 7, new: 8 };
+        for (size, expected) in
+            [(16, [16, 7, 99, 99, 99]), (24, [24, 7, 8, 99, 99]), (32, [32, 7, 8, 0, 99]), (40, [40, 7, 8, 0, 0])]
+        {
+            let mut words = [size, 99u64, 99, 99, 99];
+            // SAFETY: as many bytes are there as the first word says.
+            unsafe { write_struct(words.as_mut_ptr().cast::<Grown>(), &value) }.unwrap();
+            assert_eq!(words, expected);
+        }
+        let mut words = [8u64, 99];
+        // SAFETY: too small a size is refused untouched.
+        refused(unsafe { write_struct(words.as_mut_ptr().cast::<Grown>(), &value) }, "struct_size");
+        assert_eq!(words, [8, 99]);
+    }
+
+    #[test]
+    fn text_goes_out_as_snprintf_writes_it() {
+        for (capacity, expected) in
+            [(1, ""), (3, "na"), (4, "na"), (5, "na\u{ef}"), (6, "na\u{ef}v"), (7, "na\u{ef}ve"), (9, "na\u{ef}ve")]
+        {
+            let mut buffer = [0x55u8; 10];
+            let mut needed = 0;
+            // SAFETY: the buffer is larger than the capacity.
+            unsafe { write_text(buffer.as_mut_ptr().cast(), capacity, &mut needed, "na\u{ef}ve") }.unwrap();
+            assert_eq!(needed, 6);
+            assert_eq!(CStr::from_bytes_until_nul(&buffer).unwrap().to_str().unwrap(), expected, "capacity {capacity}");
+            assert!(buffer[capacity..].iter().all(|byte| *byte == 0x55), "written beyond capacity {capacity}");
+        }
+        let mut needed = 0;
+        // SAFETY: NULL is allowed with capacity 0.
+        unsafe { write_text(ptr::null_mut(), 0, &mut needed, "abc") }.unwrap();
+        assert_eq!(needed, 3);
+        // SAFETY: NULL is refused unwritten, and needed may be NULL.
+        refused(unsafe { write_text(ptr::null_mut(), 4, ptr::null_mut(), "abc") }, "text is NULL");
+    }
+
+    #[test]
+    fn texts_come_in_bounded_and_in_utf8() {
+        // SAFETY: all end with NUL, or are longer than is read.
+        let read = |bytes: &[u8]| unsafe { text("name", bytes.as_ptr().cast()) };
+        assert_eq!(read(b"tp:0\0").unwrap().as_deref(), Some("tp:0"));
+        // SAFETY: NULL is allowed.
+        assert_eq!(unsafe { text("name", ptr::null()) }.unwrap(), None);
+        refused(read(b"\xff\xfe\0"), "name is no UTF-8");
+        refused(read(&[b'a'; TEXT_LIMIT + 1]), "does not end with NUL");
+        let longest = [&[b'a'; TEXT_LIMIT][..], b"\0"].concat();
+        assert_eq!(read(&longest).unwrap().unwrap().len(), TEXT_LIMIT);
+    }
+
+    #[test]
+    fn members_are_ranks_of_the_parent_each_once() {
+        // SAFETY: all have the length they are passed with.
+        let parse = |ranks: &[i32]| unsafe { members(ranks.as_ptr(), ranks.len(), SIZE) };
+        assert_eq!(parse(&[3, 0, 2]).unwrap(), [3, 0, 2]);
+        refused(parse(&[]), "at least one rank");
+        refused(parse(&[0, 1, 0]), "rank 0 twice");
+        refused(parse(&[-1]), "a member is -1");
+        refused(parse(&[4]), "a member is 4");
+        refused(parse(&[0, 1, 2, 3, 0]), "only 4 ranks");
+        // SAFETY: NULL is refused unread.
+        refused(unsafe { members(ptr::null(), 2, SIZE) }, "ranks is NULL");
+    }
+
+    #[test]
+    fn flags_that_do_not_exist_are_refused() {
+        assert_eq!(world_flags(3).unwrap(), 3);
+        refused(world_flags(4), "flags is 0x4");
+        assert_eq!(group_flags(1).unwrap(), 1);
+        refused(group_flags(FLAG_ALLOW_UNAUTHENTICATED), "flags is 0x2");
+        assert_eq!(query_flags(3).unwrap(), 3);
+        refused(query_flags(1 << 31), "flags is 0x80000000");
     }
 }

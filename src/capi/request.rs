@@ -107,9 +107,9 @@ pub unsafe extern "C" fn tutti_request_free(request: *mut tutti_request_t) -> tu
 /// tutti_batch_end, on any number of groups, so that one thread can drive several ranks and calls that wait for each
 /// other can be made one after the other. Every collective call may stand in a batch, and tutti_group_create,
 /// tutti_group_split, tutti_mem_alloc, tutti_group_sync and tutti_capture_commit. What they write is written by
-/// tutti_batch_end.
+/// tutti_batch_end. Batches nest: only the outermost tutti_batch_end makes the calls.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process, or a batch is open in this thread).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process).
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn tutti_batch_begin() -> tutti_status_t {
@@ -118,8 +118,8 @@ pub extern "C" fn tutti_batch_begin() -> tutti_status_t {
 
 /// Makes the calls of this thread's batch, and closes it whatever happens.
 ///
-/// Blocks until all are done (CPU groups) or enqueued (CUDA groups). If one call was refused when it was put into the
-/// batch, nothing of the batch is made, and its error comes back.
+/// Blocks until all are done (CPU groups) or enqueued (CUDA groups). If a call was refused when it was put into the
+/// batch, nothing of the batch is made and the first such error comes back; a handle that was to be made stays NULL.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process, or no batch is open in this thread); otherwise the
 /// first failure in the order of the calls, as the call itself returns it.
@@ -131,7 +131,7 @@ pub extern "C" fn tutti_batch_end() -> tutti_status_t {
 
 fn status_of(progress: Progress) -> Status {
     match progress {
-        Progress::Pending => Status::InProgress,
+        Progress::Pending | Progress::Moved => Status::InProgress,
         Progress::Done => Status::Success,
     }
 }

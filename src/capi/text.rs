@@ -2,7 +2,7 @@
 //!
 //! Nothing here can fail in a way the caller would have to handle, and nothing here touches a group.
 
-use std::ffi::{c_char, CStr};
+use std::ffi::{CStr, c_char};
 
 use super::{guard, types::*};
 use crate::error::Status;
@@ -59,5 +59,32 @@ const fn number(digits: &str) -> u32 {
     match u32::from_str_radix(digits, 10) {
         Ok(number) => number,
         Err(_) => panic!("the version of Cargo.toml is three numbers"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn string(status: i32) -> &'static str {
+        // SAFETY: the text is static and ends with NUL.
+        unsafe { CStr::from_ptr(tutti_status_string(status)) }.to_str().unwrap()
+    }
+
+    #[test]
+    fn every_status_is_described_in_the_words_of_the_crate() {
+        for code in 0..=13 {
+            assert_eq!(string(code), Status::from_code(code).unwrap().describe());
+        }
+        for code in [-1, 14, i32::MIN, i32::MAX] {
+            assert_eq!(string(code), "unknown status");
+        }
+    }
+
+    #[test]
+    fn the_version_is_the_one_of_the_crate() {
+        let version = tutti_version();
+        let parts = format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100);
+        assert_eq!(parts, env!("CARGO_PKG_VERSION"));
     }
 }

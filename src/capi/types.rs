@@ -139,7 +139,7 @@ pub const TUTTI_FORMAT_TEXT: i32 = 0;
 /// tutti_explain writes one JSON object.
 pub const TUTTI_FORMAT_JSON: i32 = 1;
 
-/// timeout_ms: the default of the group, or for a group that names none ten minutes.
+/// timeout_ms: for a call, its group's; for a group, its parent's; for a world, ten minutes.
 pub const TUTTI_TIMEOUT_DEFAULT: i64 = 0;
 /// timeout_ms: wait for ever. Dead, aborting and disagreeing ranks still end the wait.
 pub const TUTTI_TIMEOUT_NEVER: i64 = -1;
@@ -239,7 +239,7 @@ pub struct tutti_group_options {
     pub struct_size: usize,
     /// The group's name in texts, up to 255 bytes of UTF-8. NULL or "": made up. A number is appended where it is taken.
     pub name: *const c_char,
-    /// The deadline of the group's calls: milliseconds, TUTTI_TIMEOUT_DEFAULT (ten minutes) or TUTTI_TIMEOUT_NEVER.
+    /// The deadline of the group's calls: milliseconds, TUTTI_TIMEOUT_DEFAULT (the parent's) or TUTTI_TIMEOUT_NEVER.
     pub timeout_ms: i64,
     /// TUTTI_FLAG_DETERMINISTIC.
     pub flags: u32,
@@ -319,9 +319,8 @@ pub type tutti_failure_t = tutti_failure;
 /// `level` is TUTTI_LOG_ERROR to TUTTI_LOG_TRACE; `target` names the part of the library; both texts are UTF-8,
 /// end with NUL, and are gone when the function returns. It is called from any thread, from several at once, and
 /// must not throw, unwind or wait for a thread that is inside this library.
-pub type tutti_log_fn = Option<
-    unsafe extern "C" fn(user: *mut c_void, level: i32, target: *const c_char, message: *const c_char),
->;
+pub type tutti_log_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, level: i32, target: *const c_char, message: *const c_char)>;
 
 // The ABI, held in place: what is asserted here was released and may only grow at the end.
 const _: () = {

@@ -58,8 +58,8 @@ pub unsafe extern "C" fn tutti_world_create(
 /// all_gather. Local: needs no other process and no network.
 ///
 /// ranks[0] to ranks[size - 1] get a handle each, which the caller must destroy with tutti_group_destroy; all are
-/// NULL on failure. Each rank's collective calls must come from a thread of its own, or be started with requests.
-/// Thread-safe.
+/// NULL on failure. Each rank's collective calls come from a thread of its own, or all of them from one thread that puts
+/// them into batches or starts requests. Thread-safe.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open);
 /// TUTTI_UNSUPPORTED; TUTTI_SYSTEM_ERROR; TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.
@@ -74,7 +74,8 @@ pub unsafe extern "C" fn tutti_world_create_local(
     guard("tutti_world_create_local", || {
         log::init_from_environment();
         let count = u32::try_from(size).ok().filter(|count| *count > 0);
-        let count = count.ok_or_else(|| Error::invalid(format_args!("size is {size}, but a world has at least one rank")))?;
+        let count =
+            count.ok_or_else(|| Error::invalid(format_args!("size is {size}, but a world has at least one rank")))?;
         if ranks.is_null() {
             return Err(Error::invalid("ranks is NULL"));
         }
@@ -105,7 +106,11 @@ pub unsafe extern "C" fn tutti_world_create_local(
 /// TUTTI_SYSTEM_ERROR; TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn tutti_unique_id_create(id: *mut c_void, capacity: usize, needed: *mut usize) -> tutti_status_t {
+pub unsafe extern "C" fn tutti_unique_id_create(
+    id: *mut c_void,
+    capacity: usize,
+    needed: *mut usize,
+) -> tutti_status_t {
     guard("tutti_unique_id_create", || {
         log::init_from_environment();
         if !(id.is_null() && capacity == 0) {
@@ -225,12 +230,14 @@ unsafe fn as_group(options: &tutti_world_options) -> Result<GroupOptions> {
 unsafe fn copy_unique_id(id: *const c_void, size: usize) -> Result<Option<Vec<u8>>> {
     match (id.is_null(), size) {
         (true, 0) => Ok(None),
-        // SAFETY: the caller promises that many readable bytes.
-        (false, TUTTI_UNIQUE_ID_BYTES) => Ok(Some(unsafe { std::slice::from_raw_parts(id.cast::<u8>(), size) }.to_vec())),
+        (false, TUTTI_UNIQUE_ID_BYTES) => {
+            // SAFETY: the caller promises that many readable bytes.
+            Ok(Some(unsafe { std::slice::from_raw_parts(id.cast::<u8>(), size) }.to_vec()))
+        }
         (true, _) => Err(Error::invalid(format_args!("unique_id is NULL, but unique_id_size is {size}"))),
-        (false, _) => Err(Error::invalid(format_args!(
-            "unique_id_size is {size}, but an id has {TUTTI_UNIQUE_ID_BYTES} bytes"
-        ))),
+        (false, _) => {
+            Err(Error::invalid(format_args!("unique_id_size is {size}, but an id has {TUTTI_UNIQUE_ID_BYTES} bytes")))
+        }
     }
 }
 
@@ -286,13 +293,134 @@ fn all_gather(callback: Callback) -> AllGather {
         let mut all = vec![0u8; length];
         // SAFETY: the C caller promises that the function reads `bytes` bytes at mine and writes size * bytes at all,
         // which is their length.
-        let code = unsafe {
-            (callback.function)(callback.user, mine.as_ptr().cast(), mine.len(), all.as_mut_ptr().cast())
-        };
+        let code =
+            unsafe { (callback.function)(callback.user, mine.as_ptr().cast(), mine.len(), all.as_mut_ptr().cast()) };
         if code != 0 {
             let text = format_args!("the all_gather of the options returned {code}, which is a failure");
             return Err(Error::failed(Status::SystemError, None, text));
         }
         Ok(all)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> tutti_world_options {
+        // SAFETY: all bytes zero is a value of the struct.
+        let zero: tutti_world_options = unsafe { std::mem::zeroed() };
+        let struct_size = size_of::<tutti_world_options>();
+        tutti_world_options { struct_size, device_kind: TUTTI_DEVICE_CPU, ..zero }
+    }
+
+    fn parse(options: tutti_world_options) -> Result<WorldOptions> {
+        // SAFETY: a struct of the size it says; the pointers in it are those of the test.
+        unsafe { parse_options(&options) }
+    }
+
+    fn refused<T>(result: Result<T>, status: Status, with: &str) {
+        let Err(error) = result else { panic!("accepted; expected: {with}") };
+        assert_eq!(error.status(), status, "{error}");
+        assert!(error.to_string().contains(with), "{error:?} does not say {with:?}");
+    }
+
+    #[test]
+    fn everything_a_caller_sets_arrives() {
+        let id = [5u8; TUTTI_UNIQUE_ID_BYTES];
+        let parsed = parse(tutti_world_options {
+            size: 8,
+            rank: 3,
+            unique_id: id.as_ptr().cast(),
+            unique_id_size: id.len(),
+            address: c"node0:4711".as_ptr(),
+            timeout_ms: 250,
+            flags: TUTTI_FLAG_DETERMINISTIC | TUTTI_FLAG_ALLOW_UNAUTHENTICATED,
+            communicators: c"^sockets".as_ptr(),
+            ..options()
+        })
+        .unwrap();
+        assert_eq!(parsed.size_and_rank, Some((8, 3)));
+        assert_eq!(parsed.unique_id.as_deref(), Some(&id[..]));
+        assert_eq!(parsed.address.as_deref(), Some("node0:4711"));
+        assert_eq!(parsed.flags, 3);
+        assert_eq!(parsed.group.flags, FLAG_DETERMINISTIC, "how ranks are let in is no setting of a group");
+        assert_eq!(parsed.group.timeout, Timeout::After(std::time::Duration::from_millis(250)));
+        assert_eq!(parsed.group.communicators, config::Selection::Except(vec!["sockets".into()]));
+    }
+
+    #[test]
+    fn options_that_are_all_zero_leave_everything_to_the_environment() {
+        let parsed = parse(options()).unwrap();
+        assert!(parsed.size_and_rank.is_none() && parsed.unique_id.is_none() && parsed.all_gather.is_none());
+        assert_eq!(parsed.group, GroupOptions::default());
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        use Status::InvalidArgument;
+        let id = [0u8; TUTTI_UNIQUE_ID_BYTES];
+        let with_id = tutti_world_options { unique_id: id.as_ptr().cast(), unique_id_size: id.len(), ..options() };
+        refused(parse(tutti_world_options { rank: 1, ..options() }), InvalidArgument, "size is 0");
+        refused(parse(tutti_world_options { size: -2, ..options() }), InvalidArgument, "size is -2");
+        refused(parse(tutti_world_options { size: 4, rank: 4, ..options() }), InvalidArgument, "rank is 4");
+        refused(parse(with_id), InvalidArgument, "need size and rank");
+        let short = tutti_world_options { size: 2, unique_id_size: 64, ..with_id };
+        refused(parse(short), InvalidArgument, "unique_id_size is 64");
+        let no_id = tutti_world_options { size: 2, unique_id: std::ptr::null(), ..with_id };
+        refused(parse(no_id), InvalidArgument, "unique_id is NULL");
+        let both = tutti_world_options { size: 2, all_gather: Some(backwards), ..with_id };
+        refused(parse(both), InvalidArgument, "both set");
+        refused(parse(tutti_world_options { timeout_ms: -2, ..options() }), InvalidArgument, "timeout_ms is -2");
+        let nameless = tutti_world_options { communicators: c"shm,,".as_ptr(), ..options() };
+        refused(parse(nameless), InvalidArgument, "no list of communicators");
+    }
+
+    #[test]
+    fn cuda_is_refused_with_what_to_do_and_unknown_devices_as_such() {
+        refused(check_device(TUTTI_DEVICE_CUDA, 0), Status::Unsupported, "TUTTI_DEVICE_CPU");
+        refused(check_device(TUTTI_DEVICE_CPU, 1), Status::InvalidArgument, "device is 1");
+        refused(check_device(3, 0), Status::InvalidArgument, "device_kind is 3");
+        assert_eq!(device_of_environment(None).unwrap(), TUTTI_DEVICE_CPU);
+        assert_eq!(device_of_environment(Some("cpu")).unwrap(), TUTTI_DEVICE_CPU);
+        assert_eq!(device_of_environment(Some("cuda")).unwrap(), TUTTI_DEVICE_CUDA);
+        assert_eq!(device_of_environment(Some("cuda:7")).unwrap(), TUTTI_DEVICE_CUDA);
+        for wrong in ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+            refused(device_of_environment(Some(wrong)), Status::InvalidArgument, "TUTTI_DEVICE is");
+        }
+    }
+
+    #[test]
+    fn a_local_world_has_no_way_to_other_processes() {
+        // SAFETY: structs of the size they say, with static texts.
+        let parse = |options: tutti_world_options| unsafe { parse_local_options(&options, 4, false) };
+        assert!(parse(options()).is_ok() && parse(tutti_world_options { size: 4, ..options() }).is_ok());
+        refused(parse(tutti_world_options { size: 3, ..options() }), Status::InvalidArgument, "size is 4, but 3");
+        refused(parse(tutti_world_options { rank: 1, ..options() }), Status::InvalidArgument, "must be unset");
+        let elsewhere = tutti_world_options { address: c"a:1".as_ptr(), ..options() };
+        refused(parse(elsewhere), Status::InvalidArgument, "must be unset");
+        // SAFETY: NULL is allowed.
+        refused(unsafe { parse_local_options(std::ptr::null(), 4, true) }, Status::Unsupported, "CUDA");
+    }
+
+    /// Gathers the bytes of this rank reversed, so that it matters what it was given; fails if told to.
+    unsafe extern "C" fn backwards(user: *mut c_void, mine: *const c_void, bytes: usize, all: *mut c_void) -> i32 {
+        if user.is_null() {
+            return 5;
+        }
+        for index in 0..bytes * 2 {
+            // SAFETY: the test promises `bytes` readable and twice as many writable bytes.
+            unsafe { all.cast::<u8>().add(index).write(mine.cast::<u8>().add((bytes * 2 - 1 - index) % bytes).read()) }
+        }
+        0
+    }
+
+    #[test]
+    fn the_callers_all_gather_is_handed_the_bytes_and_its_failure_is_an_error() {
+        let mut user = 0u8;
+        let works = all_gather(Callback { function: backwards, user: (&raw mut user).cast() });
+        assert_eq!(works(&[1, 2, 3], 2).unwrap(), [3, 2, 1, 3, 2, 1]);
+        let fails = all_gather(Callback { function: backwards, user: std::ptr::null_mut() });
+        refused(fails(&[1], 2), Status::SystemError, "returned 5");
+    }
 }

@@ -24,26 +24,26 @@ pub trait Lanes {
     /// The largest chunk, in bytes; a multiple of 8, and the same on all ranks.
     fn chunk(&self) -> usize;
 
-    /// Whether there is room to publish `step`. What it waits for is that ranks finish earlier steps.
-    fn has_room(&mut self, step: u64) -> bool;
+    /// Whether `rank` stands in the way of publishing `step` to it, since it has not finished earlier steps.
+    fn denies_room(&mut self, rank: u32, step: u64) -> bool;
 
-    /// Shows this rank's chunk of `step` to `consumers`.
+    /// Whether there is room to publish `step` to those that `needs` names, which are never this rank.
+    fn has_room(&mut self, step: u64, needs: impl Fn(u32) -> bool) -> bool;
+
+    /// Shows this rank's chunk of `step` to those that `needs` names.
     ///
     /// # Safety
     /// `bytes` are readable, at most [`Lanes::chunk`] of them, and there is room.
-    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, consumers: Ranks);
+    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, needs: impl Fn(u32) -> bool);
 
     /// `rank`'s chunk of `step`, once it is published; valid until this rank finishes the step.
     fn published(&mut self, rank: u32, step: u64, length: usize) -> Result<Option<*const u8>>;
 
-    /// Says, to all ranks, that this rank has finished all steps before `steps`.
-    fn finish(&mut self, steps: u64);
+    /// Says that this rank has finished all steps before `steps`, of which it took something from `contributors`.
+    fn finish(&mut self, steps: u64, contributors: Ranks);
 
-    /// Whether it is `rank` for which there is no room yet.
-    fn denies_room(&mut self, rank: u32, step: u64) -> bool;
-
-    /// Whether everything published has left this process.
-    fn is_settled(&mut self) -> bool;
+    /// Whether everything published to `rank` has left this process.
+    fn is_settled(&mut self, rank: u32) -> bool;
 }
 
 /// One rank's side of the current call.
@@ -74,13 +74,21 @@ const AHEAD: u64 = 2;
 impl<L: Lanes> Exchange<L> {
     /// An exchange between `members`, with no call begun.
     pub fn new(members: Arc<Members>, lanes: L) -> Self {
-        let nothing =
-            Descriptor { collective: Collective::Barrier, dtype: DType::Bytes, op: Op::Sum, root: 0, flags: 0, count: 0 };
+        let nothing = Descriptor {
+            collective: Collective::Barrier,
+            dtype: DType::Bytes,
+            op: Op::Sum,
+            root: 0,
+            flags: 0,
+            count: 0,
+        };
         let pattern = Pattern {
             contributors: Ranks::None,
             length: 0,
             consumers: Ranks::None,
             window: 0..0,
+            part: 0,
+            sliced: false,
             action: Action::Place { stride: 0 },
         };
         let sources = Vec::with_capacity(members.size() as usize);
@@ -99,9 +107,8 @@ impl<L: Lanes> Exchange<L> {
         if !self.pattern.contributors.contains(self.members.rank()) {
             self.published = self.steps;
         }
-        if self.pattern.window.is_empty() && self.steps > 0 {
-            self.consumed = self.steps;
-            self.lanes.finish(self.base + self.steps);
+        if self.steps > 0 {
+            self.skip();
         }
     }
 
@@ -111,20 +118,18 @@ impl<L: Lanes> Exchange<L> {
         let waiting = |now: (u64, u64)| if now == begun { Progress::Pending } else { Progress::Moved };
         loop {
             let before = (self.published, self.consumed);
-            while self.published < self.steps
-                && self.published < self.consumed + AHEAD
-                && self.lanes.has_room(self.base + self.published)
-            {
-                self.publish();
-            }
+            while self.published < self.steps && self.published < self.consumed + AHEAD && self.publish() {}
             if !meeting.is_over() && meeting.poll()? != Progress::Done {
                 return Ok(waiting((self.published, self.consumed)));
             }
+            // A chunk of this rank's own is published before the result may overwrite it in place.
             if self.consumed < self.steps && self.consumed < self.published {
                 self.consume()?;
             }
             if self.published == self.steps && self.consumed == self.steps {
-                return Ok(if self.lanes.is_settled() { Progress::Done } else { Progress::Pending });
+                let me = self.members.rank();
+                let settled = (0..self.members.size()).all(|rank| rank == me || self.lanes.is_settled(rank));
+                return Ok(if settled { Progress::Done } else { waiting(before) });
             }
             if before == (self.published, self.consumed) {
                 return Ok(waiting(before));
@@ -142,8 +147,10 @@ impl<L: Lanes> Exchange<L> {
         let for_data = self.consumed < self.steps
             && self.pattern.contributors.contains(rank)
             && !matches!(self.lanes.published(rank, step, range.len()), Ok(Some(_)));
-        let for_room = self.published < self.steps && self.lanes.denies_room(rank, self.base + self.published);
-        for_data || for_room
+        let for_room = self.published < self.steps
+            && self.pattern.needs(rank, &self.range(self.published))
+            && self.lanes.denies_room(rank, self.base + self.published);
+        for_data || for_room || !self.lanes.is_settled(rank)
     }
 
     /// The bytes of a contribution that a step of this call is about.
@@ -152,40 +159,59 @@ impl<L: Lanes> Exchange<L> {
         start.min(self.pattern.length)..(start + self.lanes.chunk()).min(self.pattern.length)
     }
 
-    fn publish(&mut self) {
+    /// Publishes the next step if there is room, and says whether there was.
+    fn publish(&mut self) -> bool {
         let range = self.range(self.published);
-        // SAFETY: the range lies in this rank's contribution, which the call's maker promised to be readable; there
-        // is room, as the caller has asked.
-        unsafe {
-            let bytes = self.call.send.add(range.start);
-            self.lanes.publish(self.base + self.published, bytes, range.len(), self.pattern.consumers);
+        let step = self.base + self.published;
+        let me = self.members.rank();
+        let needs = |rank| rank != me && self.pattern.needs(rank, &range);
+        if !self.lanes.has_room(step, needs) {
+            return false;
         }
+        // SAFETY: the range lies in this rank's contribution, which the call's maker promised to be readable; there
+        // is room.
+        unsafe { self.lanes.publish(step, self.call.send.add(range.start), range.len(), needs) };
         self.published += 1;
+        true
+    }
+
+    /// Passes over the steps from the next one on in which this rank takes nothing.
+    fn skip(&mut self) {
+        let begun = self.consumed;
+        let chunk = self.lanes.chunk();
+        let window = &self.pattern.window;
+        let first = (window.start / chunk) as u64;
+        if window.is_empty() || self.consumed >= (window.end.div_ceil(chunk)) as u64 {
+            self.consumed = self.steps;
+        } else if self.consumed < first {
+            self.consumed = first;
+        }
+        if self.consumed != begun {
+            self.lanes.finish(self.base + self.consumed, Ranks::None);
+        }
     }
 
     /// Consumes the next step if every contributor has published it.
     fn consume(&mut self) -> Result<()> {
         let range = self.range(self.consumed);
         let step = self.base + self.consumed;
-        let needed = range.start < self.pattern.window.end && self.pattern.window.start < range.end;
-        if needed {
-            let me = self.members.rank();
-            self.sources.clear();
-            for rank in (0..self.members.size()).filter(|rank| self.pattern.contributors.contains(*rank)) {
-                let source = match rank == me {
-                    // SAFETY: as in `publish`. In place, this part has not been overwritten yet: it is overwritten below.
-                    true => Some(unsafe { self.call.send.add(range.start) }),
-                    false => self.lanes.published(rank, step, range.len())?,
-                };
-                let Some(source) = source else { return Ok(()) };
-                self.sources.push(source);
-            }
-            // SAFETY: every source is readable for the range (published, or this rank's own), and the meeting is
-            // over, so all descriptors are equal and the result has room for what the pattern says.
-            unsafe { apply(&self.call, &self.pattern, &range, &mut self.sources) };
+        let me = self.members.rank();
+        self.sources.clear();
+        for rank in (0..self.members.size()).filter(|rank| self.pattern.contributors.contains(*rank)) {
+            let source = match rank == me {
+                // SAFETY: as in `publish`. In place, this part has not been overwritten yet: it is overwritten below.
+                true => Some(unsafe { self.call.send.add(range.start) }),
+                false => self.lanes.published(rank, step, range.len())?,
+            };
+            let Some(source) = source else { return Ok(()) };
+            self.sources.push(source);
         }
+        // SAFETY: every source is readable for the range (published, or this rank's own), and the meeting is
+        // over, so all descriptors are equal and the result has room for what the pattern says.
+        unsafe { apply(&self.call, &self.pattern, &range, &mut self.sources) };
         self.consumed += 1;
-        self.lanes.finish(step + 1);
+        self.lanes.finish(step + 1, self.pattern.contributors);
+        self.skip();
         Ok(())
     }
 }

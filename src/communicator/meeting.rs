@@ -32,8 +32,14 @@ impl Meeting {
     /// A meeting that is over, to begin the first one from.
     pub fn new(members: Arc<Members>) -> Self {
         let next = members.size();
-        let descriptor =
-            Descriptor { collective: Collective::Barrier, dtype: DType::Bytes, op: Op::Sum, root: 0, flags: 0, count: 0 };
+        let descriptor = Descriptor {
+            collective: Collective::Barrier,
+            dtype: DType::Bytes,
+            op: Op::Sum,
+            root: 0,
+            flags: 0,
+            count: 0,
+        };
         Meeting { members, sequence: 0, descriptor, digest: 0, next }
     }
 

@@ -55,6 +55,10 @@ pub struct Pattern {
     pub consumers: Ranks,
     /// Which bytes of every contribution this rank takes; empty if it takes none.
     pub window: Range<usize>,
+    /// Bytes of every consumer's window.
+    pub part: usize,
+    /// Whether rank `r`'s window begins at `r * part`; else everybody's begins at 0.
+    pub sliced: bool,
     /// What it does with them.
     pub action: Action,
 }
@@ -74,22 +78,38 @@ impl Pattern {
         use Collective::*;
         let part = call.bytes();
         let everything = part * size as usize;
-        let mine = part * rank as usize..part * (rank as usize + 1);
         let root = Ranks::One(call.root);
-        let (contributors, length, consumers, window, action) = match call.collective {
-            AllReduce => (Ranks::All, part, Ranks::All, 0..part, Action::Reduce),
-            Reduce => (Ranks::All, part, root, 0..part, Action::Reduce),
-            ReduceScatter => (Ranks::All, everything, Ranks::All, mine, Action::Reduce),
-            Broadcast => (root, part, Ranks::All, 0..part, Action::Place { stride: part }),
-            Scatter => (root, everything, Ranks::All, mine, Action::Place { stride: part }),
-            AllGather => (Ranks::All, part, Ranks::All, 0..part, Action::Place { stride: part }),
-            Gather => (Ranks::All, part, root, 0..part, Action::Place { stride: part }),
-            AllToAll => (Ranks::All, everything, Ranks::All, mine, Action::Place { stride: part }),
-            Barrier => (Ranks::None, 0, Ranks::None, 0..0, Action::Place { stride: 0 }),
+        let side_by_side = Action::Place { stride: part };
+        let (contributors, length, consumers, sliced, action) = match call.collective {
+            AllReduce => (Ranks::All, part, Ranks::All, false, Action::Reduce),
+            Reduce => (Ranks::All, part, root, false, Action::Reduce),
+            ReduceScatter => (Ranks::All, everything, Ranks::All, true, Action::Reduce),
+            Broadcast => (root, part, Ranks::All, false, side_by_side),
+            Scatter => (root, everything, Ranks::All, true, side_by_side),
+            AllGather => (Ranks::All, part, Ranks::All, false, side_by_side),
+            Gather => (Ranks::All, part, root, false, side_by_side),
+            AllToAll => (Ranks::All, everything, Ranks::All, true, side_by_side),
+            Barrier => (Ranks::None, 0, Ranks::None, false, side_by_side),
             Send | Recv | AllGatherV | ReduceScatterV | AllToAllV => return None,
         };
-        let window = if consumers.contains(rank) { window } else { 0..0 };
-        Some(Pattern { contributors, length, consumers, window, action })
+        let mut pattern = Pattern { contributors, length, consumers, window: 0..0, part, sliced, action };
+        pattern.window = pattern.window_of(rank);
+        Some(pattern)
+    }
+
+    /// Which bytes of every contribution `rank` takes.
+    pub fn window_of(&self, rank: u32) -> Range<usize> {
+        match (self.consumers.contains(rank), self.sliced) {
+            (false, _) => 0..0,
+            (true, false) => 0..self.part,
+            (true, true) => rank as usize * self.part..(rank as usize + 1) * self.part,
+        }
+    }
+
+    /// Whether `rank` takes any of these bytes of a contribution.
+    pub fn needs(&self, rank: u32, bytes: &Range<usize>) -> bool {
+        let window = self.window_of(rank);
+        bytes.start < window.end && window.start < bytes.end
     }
 
     /// Bytes that `rank` reads from its `send`.

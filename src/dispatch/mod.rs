@@ -46,18 +46,26 @@ impl Policy {
     /// The policy from a group's options and this process's environment.
     pub fn new(communicators: &Selection, flags: u32) -> Result<Self> {
         let all_reduce = match config::variable("TUTTI_ALL_REDUCE") {
-            Some(text) => Selection::parse(&text)
-                .map_err(|error| Error::invalid(format_args!("TUTTI_ALL_REDUCE: {error}")))?,
+            Some(text) => {
+                Selection::parse(&text).map_err(|error| Error::invalid(format_args!("TUTTI_ALL_REDUCE: {error}")))?
+            }
             None => Selection::All,
         };
         for name in communicators.names().iter().chain(all_reduce.names()) {
             let known = PROVIDERS.iter().any(|provider| provider.name() == name) || FORESEEN.contains(&name.as_str());
             if !known {
                 let names: Vec<_> = PROVIDERS.iter().map(|provider| provider.name()).chain(FORESEEN).collect();
-                return Err(Error::invalid(format_args!("there is no communicator {name:?}; there are {}", names.join(", "))));
+                return Err(Error::invalid(format_args!(
+                    "there is no communicator {name:?}; there are {}",
+                    names.join(", ")
+                )));
             }
         }
-        Ok(Policy { communicators: communicators.clone(), all_reduce, deterministic: flags & config::FLAG_DETERMINISTIC != 0 })
+        Ok(Policy {
+            communicators: communicators.clone(),
+            all_reduce,
+            deterministic: flags & config::FLAG_DETERMINISTIC != 0,
+        })
     }
 }
 
@@ -72,11 +80,7 @@ pub type Communicators = Vec<Option<Box<dyn Communicator>>>;
 
 /// Agrees with all members on a plan and makes its communicators: every rank says what it could do, what all can do
 /// is made, and what any rank failed to make is dropped on all.
-pub async fn agree(
-    members: &Arc<Members>,
-    policy: Policy,
-    deadline: Option<Instant>,
-) -> Result<(Plan, Communicators)> {
+pub async fn agree(members: &Arc<Members>, policy: Policy, deadline: Option<Instant>) -> Result<(Plan, Communicators)> {
     let mut session = members.session(deadline, format!("agreement of group {:?}", members.name()));
     match agree_in(&mut session, members, policy, deadline).await {
         Ok(agreed) => session.finish().await.map(|()| agreed),
@@ -129,7 +133,12 @@ async fn agree_in(
             }
             other => (other, None),
         };
-        candidates.push(Candidate { name: provider.name(), algorithms: provider.algorithms(), standing, enabled: true });
+        candidates.push(Candidate {
+            name: provider.name(),
+            algorithms: provider.algorithms(),
+            standing,
+            enabled: true,
+        });
         communicators.push(communicator);
     }
     let plan = Plan::new(members.size(), members.on_one_host(), policy, candidates)?;

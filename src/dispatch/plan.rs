@@ -78,8 +78,7 @@ impl Plan {
     /// The plan for a group of `size` with these candidates, in the order of preference. An error if a forced
     /// communicator is not there, or if nothing is left that could serve an all_reduce.
     pub fn new(size: u32, one_host: bool, policy: Policy, candidates: Vec<Candidate>) -> Result<Self> {
-        let mut plan =
-            Plan { size, one_host, policy, candidates, lists: Vec::new(), kinds: vec![0; KINDS], digest: 0 };
+        let mut plan = Plan { size, one_host, policy, candidates, lists: Vec::new(), kinds: vec![0; KINDS], digest: 0 };
         plan.check_forced()?;
         plan.fill();
         if plan.candidates.iter().all(|candidate| !matches!(candidate.standing, Standing::Ready(_))) {
@@ -283,14 +282,7 @@ mod tests {
     }
 
     fn call(count: u64) -> Descriptor {
-        Descriptor {
-            collective: Collective::AllReduce,
-            dtype: DType::Float32,
-            op: Op::Sum,
-            root: 0,
-            flags: 0,
-            count,
-        }
+        Descriptor { collective: Collective::AllReduce, dtype: DType::Float32, op: Op::Sum, root: 0, flags: 0, count }
     }
 
     fn names(plan: &Plan, counts: &[u64]) -> Vec<Option<(&'static str, &'static str)>> {
@@ -318,7 +310,8 @@ mod tests {
     #[test]
     fn a_forced_communicator_that_cannot_serve_is_an_error() {
         let forced = Policy { all_reduce: Selection::Forced("fast".into()), ..policy() };
-        let plan = Plan::new(2, true, forced.clone(), vec![candidate("fast", 4096), candidate("slow", 1 << 20)]).unwrap();
+        let plan =
+            Plan::new(2, true, forced.clone(), vec![candidate("fast", 4096), candidate("slow", 1 << 20)]).unwrap();
         assert_eq!(names(&plan, &[1025]), [None]);
         let gone = Candidate { standing: Standing::Unavailable("rank 1: no".into()), ..candidate("fast", 4096) };
         let error = Plan::new(2, true, forced, vec![gone, candidate("slow", 1 << 20)]).unwrap_err();

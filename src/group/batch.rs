@@ -68,13 +68,15 @@ pub(super) fn push(group: &Arc<Group>, work: Work) {
 }
 
 /// Passes a call's check on, and lets a refusal cancel the open batch, if there is one.
-pub fn checked<T>(outcome: Result<T>) -> Result<T> {
-    if let Err(error) = &outcome {
-        BATCH.with_borrow_mut(|batch| {
-            if batch.depth > 0 {
-                batch.refused.get_or_insert_with(|| error.clone());
-            }
-        });
-    }
-    outcome
+pub(super) fn checked<T>(outcome: Result<T>) -> Result<T> {
+    outcome.inspect_err(|error| refuse(error.clone()))
+}
+
+/// Cancels the batch that is open on this thread, if there is one: a call for it was refused with `error`.
+pub fn refuse(error: Error) {
+    BATCH.with_borrow_mut(|batch| {
+        if batch.depth > 0 {
+            batch.refused.get_or_insert(error);
+        }
+    });
 }

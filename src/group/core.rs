@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -25,7 +25,15 @@ pub(super) enum Work {
     /// A collective call; the timeout is resolved.
     Call(Call, Timeout),
     /// A task of the control plane.
-    Task(Task<()>),
+    Task(Task<Outcome>),
+}
+
+/// What a task of the control plane has brought about.
+pub(super) enum Outcome {
+    /// Nothing in this group.
+    Nothing,
+    /// A new plan, agreed by all ranks, that holds from here on.
+    Plan(Arc<Plan>),
 }
 
 /// Where the outcome of started work will be.
@@ -49,6 +57,8 @@ impl Ticket {
 pub(super) struct Core {
     members: Arc<Members>,
     plan: Arc<Plan>,
+    /// The same plan, for whoever asks without going inside.
+    shown: Arc<Mutex<Arc<Plan>>>,
     communicators: Communicators,
     /// Calls begun so far.
     sequence: u64,
@@ -74,7 +84,7 @@ struct Active {
 
 enum Doing {
     Call { candidate: usize, call: Call, sequence: u64, timeout: Timeout, staging: Option<Staging> },
-    Task(Task<()>),
+    Task(Task<Outcome>),
 }
 
 /// The result of a call whose communicator cannot put it where the caller wants it.
@@ -88,23 +98,14 @@ struct Staging {
 unsafe impl Send for Staging {}
 
 impl Core {
-    pub(super) fn new(members: Arc<Members>, plan: Arc<Plan>, communicators: Communicators) -> Self {
-        Core { members, plan, communicators, sequence: 0, active: None, queue: VecDeque::new() }
+    pub(super) fn new(members: Arc<Members>, shown: Arc<Mutex<Arc<Plan>>>, communicators: Communicators) -> Self {
+        let plan = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Core { members, plan, shown, communicators, sequence: 0, active: None, queue: VecDeque::new() }
     }
 
     /// Whether nothing is going on or queued.
     pub(super) fn is_idle(&self) -> bool {
         self.active.is_none() && self.queue.is_empty()
-    }
-
-    /// The plan as it is now.
-    pub(super) fn plan(&self) -> &Arc<Plan> {
-        &self.plan
-    }
-
-    /// Takes a new plan. To be done by all ranks between the same two operations.
-    pub(super) fn set_plan(&mut self, plan: Arc<Plan>) {
-        self.plan = plan;
     }
 
     /// Begins a blocking call of an idle core. `Some` if it is over already.
@@ -164,7 +165,8 @@ impl Core {
 
     /// Sleeps until something may have changed for what is going on.
     pub(super) fn rest(&mut self, at_most: Duration) {
-        let waited = self.active.as_ref().and_then(|active| active.since).map_or(Duration::ZERO, |since| since.elapsed());
+        let waited =
+            self.active.as_ref().and_then(|active| active.since).map_or(Duration::ZERO, |since| since.elapsed());
         let at_most = at_most.min(nap(waited));
         match &self.active {
             Some(Active { doing: Doing::Call { candidate, .. }, .. }) => {
@@ -202,7 +204,10 @@ impl Core {
             staging = stage(&mut staged, placement(&self.plan, choice.candidate))?;
         }
         let Some(communicator) = &mut self.communicators[choice.candidate] else {
-            return Err(Error::Internal(format!("the plan names a communicator that is not there for {}", call.descriptor)));
+            return Err(Error::Internal(format!(
+                "the plan names a communicator that is not there for {}",
+                call.descriptor
+            )));
         };
         self.sequence += 1;
         let sequence = self.sequence;
@@ -227,7 +232,12 @@ impl Core {
         let Some(active) = &mut self.active else { return Err(Progress::Pending) };
         let outcome = match &mut active.doing {
             Doing::Task(task) => match task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(outcome) => outcome,
+                Poll::Ready(Ok(Outcome::Plan(plan))) => {
+                    self.plan = plan.clone();
+                    *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+                    Ok(())
+                }
+                Poll::Ready(outcome) => outcome.map(|_| ()),
                 Poll::Pending if self.members.is_closed() => self.members.check(),
                 Poll::Pending => return Err(Progress::Pending),
             },
@@ -261,7 +271,8 @@ impl Core {
     #[cold]
     fn look(&mut self) -> Result<Progress> {
         let now = Instant::now();
-        let Some(Active { doing: Doing::Call { candidate, call, sequence, timeout, .. }, since, .. }) = &mut self.active
+        let Some(Active { doing: Doing::Call { candidate, call, sequence, timeout, .. }, since, .. }) =
+            &mut self.active
         else {
             return Ok(Progress::Pending);
         };
@@ -269,7 +280,7 @@ impl Core {
         let since = *since.get_or_insert(now);
         let (members, descriptor, sequence) = (&self.members, call.descriptor, *sequence);
         let failure = |status, rank, text| {
-            Error::from(Failure { status, rank: Some(rank), collective: Some(descriptor.collective), sequence, text })
+            Error::from(Failure { status, rank, collective: Some(descriptor.collective), sequence, text })
         };
         let what = || format!("{} #{sequence} on group {:?}", descriptor.collective.name(), members.name());
         for rank in 0..members.size() {
@@ -281,7 +292,7 @@ impl Core {
                 members.check()?;
                 if communicator.awaits(rank) {
                     let text = format!("{}: rank {rank} is lost: {}", what(), loss.text);
-                    return Err(failure(Status::PeerLost, rank, text));
+                    return Err(failure(Status::PeerLost, Some(rank), text));
                 }
             }
         }
@@ -294,22 +305,18 @@ impl Core {
             return Ok(progress);
         }
         let (late, here): (Vec<u32>, Vec<u32>) = (0..members.size()).partition(|rank| communicator.awaits(*rank));
-        let Some(first) = late.first() else { return Ok(Progress::Pending) };
-        let text = format!(
-            "{}: {} did not arrive within {:.1} s ({}); {}",
-            what(),
-            list(&late),
-            patience.as_secs_f64(),
-            match here.as_slice() {
-                [one] => format!("rank {one} did"),
-                _ => format!("{} did", list(&here)),
-            },
-            late.iter()
-                .map(|rank| format!("the process {} of rank {rank} is alive", members.facts(*rank).pid))
-                .collect::<Vec<_>>()
-                .join(", ")
-        );
-        Err(failure(Status::Timeout, *first, text))
+        let who = match late.as_slice() {
+            [] => "nobody was awaited, and yet it did not end".to_owned(),
+            _ => format!("{} did not arrive", list(&late)),
+        };
+        let others = match here.as_slice() {
+            [one] => format!("rank {one} did"),
+            _ => format!("{} did", list(&here)),
+        };
+        let alive: Vec<_> =
+            late.iter().map(|rank| format!("process {} of rank {rank} is alive", members.facts(*rank).pid)).collect();
+        let text = format!("{}: {who} within {:.1} s ({others}); {}", what(), patience.as_secs_f64(), alive.join(", "));
+        Err(failure(Status::Timeout, late.first().copied(), text))
     }
 
     /// What a call's error means for the group: a harmless one is passed on, any other fails the group, and what is

@@ -5,7 +5,6 @@
 //! everybody's, with its reason, and undoes everything.
 
 use std::{
-    pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
     time::Instant,
@@ -13,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Deliver, Group, fork};
+use super::{Deliver, Group, core::Outcome, fork};
 use crate::{
     bootstrap::{
         self, Channel, Members,
@@ -21,6 +20,7 @@ use crate::{
         members::{channel_of, make_board},
         session::{SLICE, Session, block_on},
     },
+    communicator::Task,
     config::{GroupOptions, Selection, Timeout, WorldOptions},
     dispatch::{self, Policy},
     error::{Error, Result, Status},
@@ -55,7 +55,7 @@ pub(super) fn world_local(size: u32, options: WorldOptions) -> Result<Vec<Arc<Gr
     let (group, policy) = world_settings(&options)?;
     let deadline = group.timeout.deadline();
     let endpoints: Vec<_> = bootstrap::local(size)?.into_iter().map(|mesh| Arc::new(Endpoint::new(mesh))).collect();
-    let mut tasks: Vec<Pin<Box<dyn Future<Output = Result<Arc<Group>>> + Send>>> = Vec::with_capacity(endpoints.len());
+    let mut tasks: Vec<Task<Arc<Group>>> = Vec::with_capacity(endpoints.len());
     for endpoint in &endpoints {
         tasks.push(Box::pin(world_of(endpoint.clone(), group.clone(), policy.clone(), deadline)));
     }
@@ -83,7 +83,7 @@ pub(super) async fn from_list(
     mut options: GroupOptions,
     policy: Policy,
     deliver: Deliver,
-) -> Result<()> {
+) -> Result<Outcome> {
     let deadline = options.timeout.deadline();
     let name = options.name.take().unwrap_or_else(|| default_name(&parent, &ranks));
     let session = parent.session_of(&ranks, deadline, format!("creation of group {name:?}"));
@@ -92,7 +92,7 @@ pub(super) async fn from_list(
     let endpoint = parent.endpoint().clone();
     let group = make(endpoint, session, parent.uid(), world_ranks, options, policy, deadline).await?;
     deliver(Some(group));
-    Ok(())
+    Ok(Outcome::Nothing)
 }
 
 /// The group of the ranks of `parent` that name this color.
@@ -103,7 +103,7 @@ pub(super) async fn by_color(
     options: GroupOptions,
     policy: Policy,
     deliver: Deliver,
-) -> Result<()> {
+) -> Result<Outcome> {
     let deadline = options.timeout.deadline();
     let mut session = parent.session(deadline, format!("split of group {:?}", parent.name()));
     let mine = [color.to_le_bytes(), key.to_le_bytes()].concat();
@@ -117,7 +117,7 @@ pub(super) async fn by_color(
     session.finish().await?;
     if color < 0 {
         deliver(None);
-        return Ok(());
+        return Ok(Outcome::Nothing);
     }
     let mut ranks = Vec::new();
     for (rank, message) in said.iter().enumerate() {
@@ -167,7 +167,9 @@ pub(super) fn check_ranks(ranks: &[u32], size: u32) -> Result<()> {
     let mut seen = vec![false; size as usize];
     for rank in ranks {
         match seen.get_mut(*rank as usize) {
-            None => return Err(Error::invalid(format_args!("rank {rank} is not among the {size} of the parent group"))),
+            None => {
+                return Err(Error::invalid(format_args!("rank {rank} is not among the {size} of the parent group")));
+            }
             Some(true) => return Err(Error::invalid(format_args!("rank {rank} stands twice in the list"))),
             Some(seen) => *seen = true,
         }
@@ -203,7 +205,8 @@ async fn world_of(
     endpoint.open(channel, Weak::new());
     let ranks: Vec<u32> = (0..endpoint.size()).collect();
     let numbers = vec![1; ranks.len()];
-    let session = Session::new(endpoint.clone(), channel, ranks.clone(), numbers, deadline, "creation of the world".into());
+    let session =
+        Session::new(endpoint.clone(), channel, ranks.clone(), numbers, deadline, "creation of the world".into());
     let uid = endpoint.uid();
     make(endpoint, session, uid, ranks, options, policy, deadline).await
 }
@@ -252,6 +255,8 @@ async fn make_in(
     let members = Members::new(name, uid, ranks, endpoint.clone(), board)?;
     channels.keep();
     let (plan, communicators) = dispatch::agree(&members, policy, deadline).await?;
+    let (name, rank, size, digest) = (members.name(), members.rank(), members.size(), plan.digest());
+    log::info!(target: "tutti::group", "group {name:?} is made: rank {rank} of {size}, plan {digest:016x}");
     Ok(Group::new(members, options, plan, communicators))
 }
 
@@ -328,7 +333,8 @@ fn compare(
     let me = endpoint.rank();
     let mut uid = parent;
     for (index, (rank, message)) in ranks.iter().zip(said).enumerate() {
-        let mismatch = |text: String| Error::failed(Status::Mismatch, Some(index as u32), format_args!("{subject}: {text}"));
+        let mismatch =
+            |text: String| Error::failed(Status::Mismatch, Some(index as u32), format_args!("{subject}: {text}"));
         let theirs: Hello = postcard::from_bytes(&message.body)
             .map_err(|_| mismatch(format!("rank {rank} of the world runs another version of this library")))?;
         for ((name, mine), (other, theirs)) in mine.settings.iter().zip(&theirs.settings) {

@@ -4,6 +4,7 @@
 //! * [`core`](self) — the operation that is going on and those behind it; `gate` — who may touch it;
 //! * `wait` — how a thread spends the time until its peers come;
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
+//! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
 //! * `create` — how groups come to be; `fork` — what a forked child may do: nothing.
 
 pub mod batch;
@@ -11,6 +12,7 @@ mod core;
 mod create;
 mod fork;
 mod gate;
+pub mod layout;
 mod request;
 mod wait;
 
@@ -20,7 +22,7 @@ use std::{
 };
 
 use self::{
-    core::{Core, Work},
+    core::{Core, Outcome, Work},
     gate::Gate,
 };
 pub use self::{fork::forked, request::Request};
@@ -49,7 +51,7 @@ pub struct Group {
     options: GroupOptions,
     core: Gate<Core>,
     /// The plan, for whoever asks from another thread.
-    plan: Mutex<Arc<Plan>>,
+    plan: Arc<Mutex<Arc<Plan>>>,
 }
 
 impl Group {
@@ -119,8 +121,14 @@ impl Group {
 
     /// Returns when all ranks have called it.
     pub fn sync(self: &Arc<Self>, timeout: Timeout) -> Result<()> {
-        let descriptor =
-            Descriptor { collective: Collective::Barrier, dtype: DType::Bytes, op: Op::Sum, root: 0, flags: 0, count: 0 };
+        let descriptor = Descriptor {
+            collective: Collective::Barrier,
+            dtype: DType::Bytes,
+            op: Op::Sum,
+            root: 0,
+            flags: 0,
+            count: 0,
+        };
         self.run(Call { descriptor, send: std::ptr::null(), recv: std::ptr::null_mut() }, timeout)
     }
 
@@ -140,6 +148,10 @@ impl Group {
     /// this rank hear that it left. What it has delivered stays readable to them.
     pub fn leave(&self) {
         self.members.leave();
+        // What was started and not waited for ends here, unless another thread is inside and ends it itself.
+        if let Some(mut core) = self.core.poll() {
+            core.advance(false);
+        }
     }
 
     /// Makes a call and waits for it; in a batch, writes it down.
@@ -192,18 +204,22 @@ impl Group {
         let plan = Arc::new(plan);
         let (members, deadline) = (self.members.clone(), self.options.timeout.deadline());
         members.check()?;
-        let digest = plan.digest();
-        self.perform(Work::Task(Box::pin(async move { create::agree_on(&members, digest, deadline).await })))?;
-        self.core.call()?.set_plan(plan.clone());
-        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
-        Ok(())
+        self.perform(Work::Task(Box::pin(async move {
+            create::agree_on(&members, plan.digest(), deadline).await?;
+            Ok(Outcome::Plan(plan))
+        })))
     }
 
     /// A group of members that have agreed on everything.
-    fn new(members: Arc<Members>, options: GroupOptions, plan: Plan, communicators: crate::dispatch::Communicators) -> Arc<Self> {
-        let plan = Arc::new(plan);
+    fn new(
+        members: Arc<Members>,
+        options: GroupOptions,
+        plan: Plan,
+        communicators: crate::dispatch::Communicators,
+    ) -> Arc<Self> {
+        let plan = Arc::new(Mutex::new(Arc::new(plan)));
         let core = Gate::new(Core::new(members.clone(), plan.clone(), communicators));
-        Arc::new(Group { members, options, core, plan: Mutex::new(plan) })
+        Arc::new(Group { members, options, core, plan })
     }
 
     /// Work that is not a call: waited for, or written down in a batch.

@@ -9,7 +9,7 @@
 
 use std::{
     cell::RefCell,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -36,8 +36,8 @@ const YIELDS: u32 = 50;
 const SHORT_NAP: Duration = Duration::from_micros(100);
 
 thread_local! {
-    /// Groups in which this thread has started operations that may not be over.
-    static STARTED: RefCell<Vec<Arc<Group>>> = const { RefCell::new(Vec::new()) };
+    /// Groups in which this thread has started operations that may not be over. The operations' requests keep them.
+    static STARTED: RefCell<Vec<Weak<Group>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What to do before the next look.
@@ -140,7 +140,8 @@ pub(super) fn for_tickets(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeou
                 if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                     return None;
                 }
-                let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+                let left =
+                    deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
                 rest(waiting, left.min(if several || others { SHORT_NAP } else { Duration::MAX }));
                 look = true;
             }
@@ -151,25 +152,30 @@ pub(super) fn for_tickets(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeou
 /// Remembers that this thread has started something in `group`.
 pub(super) fn started(group: &Arc<Group>) {
     STARTED.with_borrow_mut(|groups| {
-        if !groups.iter().any(|known| Arc::ptr_eq(known, group)) {
-            groups.push(group.clone());
+        if !groups.iter().any(|known| known.as_ptr() == Arc::as_ptr(group)) {
+            groups.push(Arc::downgrade(group));
         }
     });
 }
 
 /// Goes on with everything this thread has started. Says whether anything is left of it.
+#[inline]
 pub(super) fn advance_started(look: bool) -> bool {
     STARTED.with_borrow_mut(|groups| {
-        groups.retain(|group| match group.core.poll() {
-            Some(mut core) => {
-                core.advance(look);
-                !core.is_idle()
-            }
-            // Somebody is inside, perhaps this thread's own call.
-            None => true,
-        });
+        groups.retain(|group| group.upgrade().is_some_and(|group| has_more(&group, look)));
         !groups.is_empty()
     })
+}
+
+fn has_more(group: &Group, look: bool) -> bool {
+    match group.core.poll() {
+        Some(mut core) => {
+            core.advance(look);
+            !core.is_idle()
+        }
+        // Somebody is inside, perhaps this thread's own call.
+        None => true,
+    }
 }
 
 fn rest(group: &Arc<Group>, at_most: Duration) {

@@ -223,11 +223,15 @@ impl Lanes for Segment {
         segment::CHUNK
     }
 
-    fn has_room(&mut self, step: u64) -> bool {
+    fn denies_room(&mut self, rank: u32, step: u64) -> bool {
+        self.ring_denies(rank, step)
+    }
+
+    fn has_room(&mut self, step: u64, _needs: impl Fn(u32) -> bool) -> bool {
         self.ring_has_room(step)
     }
 
-    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, _consumers: Ranks) {
+    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, _needs: impl Fn(u32) -> bool) {
         // SAFETY: passed on.
         unsafe { self.ring_publish(step, bytes, length) }
     }
@@ -236,15 +240,11 @@ impl Lanes for Segment {
         Ok(self.ring_published(rank, step))
     }
 
-    fn finish(&mut self, steps: u64) {
+    fn finish(&mut self, steps: u64, _contributors: Ranks) {
         self.ring_finish(steps);
     }
 
-    fn denies_room(&mut self, rank: u32, step: u64) -> bool {
-        self.ring_denies(rank, step)
-    }
-
-    fn is_settled(&mut self) -> bool {
+    fn is_settled(&mut self, _rank: u32) -> bool {
         true
     }
 }

@@ -3,9 +3,9 @@
 //! It is plain, correct on any hosts, and not meant to be fast: the last resort, and what remains where memory
 //! cannot be shared. It is the plain [`Exchange`], with chunks as messages.
 //!
-//! A rank keeps at most [`WINDOW`] chunks on the way to a peer: it sends chunk `step` only after every consumer has
-//! said that it finished step `step - WINDOW`. So a peer that has not yet entered the call holds a few chunks in
-//! its mailbox and never more.
+//! A rank keeps at most [`WINDOW`] chunks on the way to a peer, and sends nothing that the peer does not take. So a
+//! peer that has not yet entered the call holds a few chunks in its mailbox and never more, and one that has what
+//! it wants is never waited for.
 
 use std::{
     collections::VecDeque,
@@ -29,7 +29,7 @@ use crate::{
 /// Bytes of a chunk: a few system calls' worth, and small against a socket's buffer (208 KiB by default).
 const CHUNK: usize = 64 * 1024;
 /// Chunks on the way to a peer.
-const WINDOW: u64 = 4;
+const WINDOW: usize = 4;
 /// Marks the message that says "I have finished these steps".
 const FINISHED: u64 = 1 << 63;
 
@@ -75,9 +75,13 @@ impl Communication {
         let lanes = Messages {
             members: members.clone(),
             arrived: (0..size).map(|_| VecDeque::new()).collect(),
-            finished: vec![0; size],
+            on_the_way: (0..size).map(|_| VecDeque::new()).collect(),
         };
-        Communication { meeting: Meeting::new(members.clone()), exchange: Exchange::new(members.clone(), lanes), members }
+        Communication {
+            meeting: Meeting::new(members.clone()),
+            exchange: Exchange::new(members.clone(), lanes),
+            members,
+        }
     }
 }
 
@@ -110,8 +114,8 @@ struct Messages {
     members: Arc<Members>,
     /// Chunks of each rank that have come and are not finished, oldest first.
     arrived: Vec<VecDeque<(u64, Vec<u8>)>>,
-    /// What each rank has said to have finished.
-    finished: Vec<u64>,
+    /// Steps of this rank's chunks that were sent to each rank and that it has not finished, oldest first.
+    on_the_way: Vec<VecDeque<u64>>,
 }
 
 impl Messages {
@@ -122,18 +126,18 @@ impl Messages {
             match message.tag & FINISHED {
                 0 => self.arrived[rank as usize].push_back((message.tag, message.body)),
                 _ => {
-                    let finished = &mut self.finished[rank as usize];
-                    *finished = (*finished).max(message.tag & !FINISHED);
+                    let sent = &mut self.on_the_way[rank as usize];
+                    while sent.front().is_some_and(|step| *step < message.tag & !FINISHED) {
+                        sent.pop_front();
+                    }
                 }
             }
         }
     }
 
-    fn send(&self, to: Ranks, tag: u64, body: &[u8]) {
+    fn send(&self, rank: u32, tag: u64, body: &[u8]) {
         let (endpoint, channel) = (self.members.endpoint(), self.members.channel(Channel::Data));
-        for rank in (0..self.members.size()).filter(|rank| to.contains(*rank) && *rank != self.members.rank()) {
-            endpoint.send(self.members.world_rank(rank), Kind::Mail, channel, tag, body, Vec::new());
-        }
+        endpoint.send(self.members.world_rank(rank), Kind::Mail, channel, tag, body, Vec::new());
     }
 }
 
@@ -142,13 +146,25 @@ impl Lanes for Messages {
         CHUNK
     }
 
-    fn has_room(&mut self, step: u64) -> bool {
-        !(0..self.members.size()).any(|rank| self.denies_room(rank, step))
+    fn denies_room(&mut self, rank: u32, _step: u64) -> bool {
+        if self.on_the_way[rank as usize].len() < WINDOW {
+            return false;
+        }
+        self.gather(rank);
+        self.on_the_way[rank as usize].len() >= WINDOW
     }
 
-    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, consumers: Ranks) {
+    fn has_room(&mut self, step: u64, needs: impl Fn(u32) -> bool) -> bool {
+        !(0..self.members.size()).any(|rank| needs(rank) && self.denies_room(rank, step))
+    }
+
+    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, needs: impl Fn(u32) -> bool) {
         // SAFETY: readable, as the caller promises.
-        self.send(consumers, step, unsafe { std::slice::from_raw_parts(bytes, length) });
+        let body = unsafe { std::slice::from_raw_parts(bytes, length) };
+        for rank in (0..self.members.size()).filter(|rank| needs(*rank)) {
+            self.on_the_way[rank as usize].push_back(step);
+            self.send(rank, step, body);
+        }
     }
 
     fn published(&mut self, rank: u32, step: u64, length: usize) -> Result<Option<*const u8>> {
@@ -167,28 +183,18 @@ impl Lanes for Messages {
         }
     }
 
-    fn finish(&mut self, steps: u64) {
-        for queue in &mut self.arrived {
+    fn finish(&mut self, steps: u64, contributors: Ranks) {
+        let me = self.members.rank();
+        for rank in (0..self.members.size()).filter(|rank| *rank != me && contributors.contains(*rank)) {
+            let queue = &mut self.arrived[rank as usize];
             while queue.front().is_some_and(|(of, _)| *of < steps) {
                 queue.pop_front();
             }
+            self.send(rank, FINISHED | steps, &[]);
         }
-        self.send(Ranks::All, FINISHED | steps, &[]);
     }
 
-    fn denies_room(&mut self, rank: u32, step: u64) -> bool {
-        let needed = (step + 1).saturating_sub(WINDOW);
-        if rank == self.members.rank() || self.finished[rank as usize] >= needed {
-            return false;
-        }
-        self.gather(rank);
-        self.finished[rank as usize] < needed
-    }
-
-    fn is_settled(&mut self) -> bool {
-        let endpoint = self.members.endpoint();
-        (0..self.members.size())
-            .filter(|rank| *rank != self.members.rank())
-            .all(|rank| endpoint.is_flushed(self.members.world_rank(rank)))
+    fn is_settled(&mut self, rank: u32) -> bool {
+        self.members.endpoint().is_flushed(self.members.world_rank(rank))
     }
 }

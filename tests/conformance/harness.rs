@@ -16,7 +16,7 @@ use tutti::{
 const WATCHDOG: Duration = Duration::from_secs(300);
 
 /// A world of `size` ranks in this process that uses one communicator alone.
-pub fn world(communicator: &str, size: u32, timeout_ms: i64) -> Vec<Arc<Group>> {
+pub(crate) fn world(communicator: &str, size: u32, timeout_ms: i64) -> Vec<Arc<Group>> {
     let group = GroupOptions {
         communicators: Selection::parse(&format!("={communicator}")).unwrap(),
         timeout: Timeout::from_ms(timeout_ms).unwrap(),
@@ -26,7 +26,7 @@ pub fn world(communicator: &str, size: u32, timeout_ms: i64) -> Vec<Arc<Group>> 
 }
 
 /// Runs one thread per rank; a panic of any of them, or a hang, fails the test.
-pub fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Group>) -> T + Sync) -> Vec<T> {
+pub(crate) fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Group>) -> T + Sync) -> Vec<T> {
     let (over, watch) = mpsc::channel::<()>();
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     std::thread::spawn(move || {
@@ -37,13 +37,18 @@ pub fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Group>) -
     });
     let results = std::thread::scope(|scope| {
         let body = &body;
-        let threads: Vec<_> = groups.iter().map(|group| scope.spawn(move || {
-            // A rank that panics must not leave the others waiting.
-            let guard = AbortOnPanic(group);
-            let result = body(group);
-            std::mem::forget(guard);
-            result
-        })).collect();
+        let threads: Vec<_> = groups
+            .iter()
+            .map(|group| {
+                scope.spawn(move || {
+                    // A rank that panics must not leave the others waiting.
+                    let guard = AbortOnPanic(group);
+                    let result = body(group);
+                    std::mem::forget(guard);
+                    result
+                })
+            })
+            .collect();
         threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
     });
     drop(over);
@@ -59,7 +64,7 @@ impl Drop for AbortOnPanic<'_> {
 }
 
 /// Bytes at a chosen misalignment, with a guard on both sides that must stay what it was.
-pub struct Buffer {
+pub(crate) struct Buffer {
     memory: Vec<u8>,
     start: usize,
     length: usize,
@@ -69,7 +74,7 @@ const GUARD: usize = 64;
 const GUARD_BYTE: u8 = 0xa5;
 
 impl Buffer {
-    pub fn new(content: &[u8], misalignment: usize) -> Self {
+    pub(crate) fn new(content: &[u8], misalignment: usize) -> Self {
         let mut memory = vec![GUARD_BYTE; content.len() + 2 * GUARD + 64];
         let start = memory.as_ptr().align_offset(64) + GUARD + misalignment;
         memory.resize(start + content.len() + GUARD, GUARD_BYTE);
@@ -77,40 +82,40 @@ impl Buffer {
         Buffer { memory, start, length: content.len() }
     }
 
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.memory[self.start..self.start + self.length]
     }
 
-    pub fn address(&mut self) -> *mut u8 {
+    pub(crate) fn address(&mut self) -> *mut u8 {
         self.memory[self.start..].as_mut_ptr()
     }
 
-    pub fn check_guards(&self) {
+    pub(crate) fn check_guards(&self) {
         let outside = self.memory[..self.start].iter().chain(&self.memory[self.start + self.length..]);
         assert!(outside.into_iter().all(|byte| *byte == GUARD_BYTE), "bytes outside the buffer were written");
     }
 }
 
-pub fn descriptor(collective: Collective, dtype: DType, op: Op, root: u32, count: usize) -> Descriptor {
+pub(crate) fn descriptor(collective: Collective, dtype: DType, op: Op, root: u32, count: usize) -> Descriptor {
     Descriptor { collective, dtype, op, root, flags: 0, count: count as u64 }
 }
 
-pub fn call(descriptor: Descriptor, send: *const u8, recv: *mut u8) -> Call {
+pub(crate) fn call(descriptor: Descriptor, send: *const u8, recv: *mut u8) -> Call {
     Call { descriptor, send, recv }
 }
 
 /// xorshift64*: numbers that are the same on every rank, from a seed.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 }

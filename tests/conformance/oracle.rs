@@ -1,11 +1,13 @@
 //! What a reduction is, written from its definition and sharing no code with the library: element by element, in
 //! rank order, in the type that the definition names, rounded once.
 
+use std::{cmp::Ordering, sync::OnceLock};
+
 use half::{bf16, f16};
 use tutti::dtype::{DType, Op};
 
 /// The reduction of the ranks' contributions.
-pub fn reduce(dtype: DType, op: Op, ranks: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn reduce(dtype: DType, op: Op, ranks: &[Vec<u8>]) -> Vec<u8> {
     let size = dtype.size();
     let elements = ranks[0].len() / size;
     (0..elements)
@@ -17,7 +19,7 @@ pub fn reduce(dtype: DType, op: Op, ranks: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// Whether two results are the same: bit for bit, but any NaN for a NaN.
-pub fn same(dtype: DType, expected: &[u8], got: &[u8]) -> Result<(), String> {
+pub(crate) fn same(dtype: DType, expected: &[u8], got: &[u8]) -> Result<(), String> {
     let size = dtype.size();
     for (i, (expected, got)) in expected.chunks(size).zip(got.chunks(size)).enumerate() {
         if expected != got && !(is_nan(dtype, expected) && is_nan(dtype, got)) {
@@ -34,6 +36,10 @@ macro_rules! bytes {
 }
 
 fn element(dtype: DType, op: Op, column: &[&[u8]]) -> Vec<u8> {
+    // A world of one copies.
+    if let [only] = column {
+        return only.to_vec();
+    }
     macro_rules! integer {
         ($type:ty) => {{
             let values = column.iter().map(|bytes| bytes!($type, *bytes));
@@ -53,8 +59,12 @@ fn element(dtype: DType, op: Op, column: &[&[u8]]) -> Vec<u8> {
             let result = match op {
                 Op::Sum => values[1..].iter().fold(values[0], |a, b| a + b),
                 Op::Prod => values[1..].iter().fold(values[0], |a, b| a * b),
-                Op::Max => extreme(&values, |a, b| a > b || a == b && b.is_sign_negative() && !a.is_sign_negative()),
-                Op::Min => extreme(&values, |a, b| a < b || a == b && a.is_sign_negative() && !b.is_sign_negative()),
+                // One of the inputs, as it is.
+                Op::Max | Op::Min => {
+                    let above = |a: $type, b: $type| a > b || a == b && b.is_sign_negative() && !a.is_sign_negative();
+                    let beats = |a: $type, b: $type| if op == Op::Max { above(a, b) } else { above(b, a) };
+                    return column[extreme(&values, beats)].to_vec();
+                }
                 Op::Avg => values[1..].iter().fold(values[0], |a, b| a + b) / column.len() as $type,
             };
             $encode(result)
@@ -98,12 +108,10 @@ impl MaybeNan for f64 {
     }
 }
 
-/// A NaN if there is one, else the value that beats all others.
-fn extreme<T: MaybeNan>(values: &[T], beats: impl Fn(T, T) -> bool) -> T {
-    if let Some(nan) = values.iter().find(|value| value.nan()) {
-        return *nan;
-    }
-    values[1..].iter().fold(values[0], |best, value| if beats(*value, best) { *value } else { best })
+/// Where a NaN is, if there is one, else the value that beats all others.
+fn extreme<T: MaybeNan>(values: &[T], beats: impl Fn(T, T) -> bool) -> usize {
+    let nan = values.iter().position(|value| value.nan());
+    nan.unwrap_or_else(|| (1..values.len()).fold(0, |best, i| if beats(values[i], values[best]) { i } else { best }))
 }
 
 fn is_nan(dtype: DType, bytes: &[u8]) -> bool {
@@ -136,22 +144,31 @@ fn decode_fp8(dtype: DType, code: u8) -> f32 {
     }
 }
 
-/// The nearest finite code, the even one of two equally near, found by looking at all of them.
+/// The nearest finite code, the even one of two equally near; codes of one sign are in the order of their values.
 fn encode_fp8(dtype: DType, value: f32) -> u8 {
     if value.is_nan() {
         return 0x7f;
     }
+    let values = finite_fp8(dtype);
     let sign = if value.is_sign_negative() { 0x80 } else { 0 };
     let magnitude = f64::from(value.abs());
-    let finite = (0..=0x7f_u8).filter(|code| decode_fp8(dtype, *code).is_finite());
-    let code = finite
-        .min_by(|a, b| {
-            let distance = |code: u8| (f64::from(decode_fp8(dtype, code)) - magnitude).abs();
-            match magnitude.is_finite() {
-                true => distance(*a).total_cmp(&distance(*b)).then_with(|| (a & 1).cmp(&(b & 1))),
-                false => b.cmp(a),
-            }
-        })
-        .unwrap();
-    sign | code
+    let above = values.partition_point(|value| *value < magnitude);
+    let code = match (above.checked_sub(1), values.get(above)) {
+        (None, _) => above,
+        (Some(below), None) => below,
+        (Some(below), Some(next)) => match (magnitude - values[below]).total_cmp(&(next - magnitude)) {
+            Ordering::Less => below,
+            Ordering::Greater => above,
+            Ordering::Equal => below + (below & 1),
+        },
+    };
+    sign | code as u8
+}
+
+/// The values of the finite codes from 0 on.
+fn finite_fp8(dtype: DType) -> &'static [f64] {
+    static TABLES: [OnceLock<Vec<f64>>; 2] = [const { OnceLock::new() }; 2];
+    TABLES[usize::from(dtype == DType::Float8E4M3)].get_or_init(|| {
+        (0..=0x7f).map(|code| f64::from(decode_fp8(dtype, code))).filter(|value| value.is_finite()).collect()
+    })
 }

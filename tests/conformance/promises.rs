@@ -10,7 +10,7 @@ use std::{
 
 use tutti::{
     communicator::Progress,
-    config::Timeout,
+    config::{GroupOptions, Timeout},
     dispatch::Format,
     dtype::{Collective, DType, OPS, Op, REDUCIBLE},
     error::Status,
@@ -57,7 +57,8 @@ fn named(dtype: DType, which: usize) -> u64 {
     let infinity = ((1_u64 << exponent_bits) - 1) << mantissa_bits;
     let minus = 1_u64 << sign;
     let one = ((1_u64 << (exponent_bits - 1)) - 1) << mantissa_bits;
-    [0, minus, infinity, infinity | minus, infinity | 1, infinity - 1, (infinity - 1) | minus, 1, one, one | minus][which]
+    [0, minus, infinity, infinity | minus, infinity | 1, infinity - 1, (infinity - 1) | minus, 1, one, one | minus]
+        [which]
 }
 
 /// One all_reduce, checked against the oracle, for its bits on all ranks, and for what it must not touch.
@@ -78,13 +79,14 @@ fn check_all_reduce(groups: &[Arc<Group>], dtype: DType, op: Op, count: usize, i
         if in_place { send.bytes().to_vec() } else { recv.bytes().to_vec() }
     });
     for (rank, result) in results.iter().enumerate() {
-        let what = || format!("{dtype:?} {op:?} x {count} on {} ranks, in place {in_place}, +{misalignment}", groups.len());
+        let what =
+            || format!("{dtype:?} {op:?} x {count} on {} ranks, in place {in_place}, +{misalignment}", groups.len());
         oracle::same(dtype, &expected, result).unwrap_or_else(|e| panic!("{}: rank {rank}: {e}", what()));
         assert_eq!(*result, results[0], "{}: ranks 0 and {rank} hold different bits", what());
     }
 }
 
-pub fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
+pub(crate) fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
     for size in [1, 2, 3, 5] {
         let groups = world(communicator, size, PATIENT);
         for dtype in REDUCIBLE {
@@ -97,7 +99,7 @@ pub fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
     }
 }
 
-pub fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
+pub(crate) fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
     let mut random = Random(7);
     for size in 1..=8 {
         let groups = world(communicator, size, PATIENT);
@@ -111,7 +113,7 @@ pub fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
     }
 }
 
-pub fn every_collective_moves_what_it_should(communicator: &str) {
+pub(crate) fn every_collective_moves_what_it_should(communicator: &str) {
     for size in [1, 2, 3, 4, 7, 8] {
         let groups = world(communicator, size, PATIENT);
         let mut random = Random(u64::from(size));
@@ -215,13 +217,16 @@ fn check_movement(
         };
         send.check_guards();
         if let Some(wanted) = wanted {
-            let case = format!("{} of {count} x {dtype:?} {op:?}, root {root}, in place {in_place}, rank {rank}/{size}", collective.name());
+            let case = format!(
+                "{} of {count} x {dtype:?} {op:?}, root {root}, in place {in_place}, rank {rank}/{size}",
+                collective.name()
+            );
             oracle::same(dtype, &wanted, &result).unwrap_or_else(|e| panic!("{case}: {e}"));
         }
     });
 }
 
-pub fn a_barrier_waits_for_everybody(communicator: &str) {
+pub(crate) fn a_barrier_waits_for_everybody(communicator: &str) {
     let groups = world(communicator, 4, PATIENT);
     let arrived = AtomicU32::new(0);
     on_all_ranks(&groups, |group| {
@@ -234,7 +239,7 @@ pub fn a_barrier_waits_for_everybody(communicator: &str) {
     });
 }
 
-pub fn ranks_that_disagree_get_mismatch_and_no_output(communicator: &str) {
+pub(crate) fn ranks_that_disagree_get_mismatch_and_no_output(communicator: &str) {
     let base = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 5000);
     let others = [
         descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 4999),
@@ -267,7 +272,7 @@ pub fn ranks_that_disagree_get_mismatch_and_no_output(communicator: &str) {
     }
 }
 
-pub fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &str) {
+pub(crate) fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &str) {
     let groups = world(communicator, 4, PATIENT);
     let waiting = Barrier::new(4);
     let times = on_all_ranks(&groups, |group| {
@@ -290,7 +295,7 @@ pub fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &str) {
     assert!(slowest < Duration::from_millis(200), "the abort took {slowest:?}");
 }
 
-pub fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
+pub(crate) fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
     let groups = world(communicator, 3, PATIENT);
     on_all_ranks(&groups, |group| {
         if group.rank() == 2 {
@@ -310,7 +315,7 @@ pub fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
     });
 }
 
-pub fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator: &str) {
+pub(crate) fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator: &str) {
     let groups = world(communicator, 3, PATIENT);
     let left = Barrier::new(3);
     on_all_ranks(&groups, |group| {
@@ -335,7 +340,7 @@ pub fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator: &str) 
     });
 }
 
-pub fn one_thread_starts_on_all_ranks_and_waits_in_reverse(communicator: &str) {
+pub(crate) fn one_thread_starts_on_all_ranks_and_waits_in_reverse(communicator: &str) {
     for size in [2, 4] {
         let groups = world(communicator, size, PATIENT);
         let what = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, 1 << 18);
@@ -361,7 +366,7 @@ pub fn one_thread_starts_on_all_ranks_and_waits_in_reverse(communicator: &str) {
     }
 }
 
-pub fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) {
+pub(crate) fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) {
     let groups = world(communicator, 2, PATIENT);
     let what = descriptor(Collective::Barrier, DType::Bytes, Op::Sum, 0, 0);
     let nothing = call(what, std::ptr::null(), std::ptr::null_mut());
@@ -377,20 +382,25 @@ pub fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) {
     assert_eq!(groups[1].sync(Timeout::Default).unwrap_err().status(), Status::Aborted);
 }
 
-pub fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
+pub(crate) fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
     let groups = world(communicator, 2, PATIENT);
     let group = &groups[0];
+    let told_so = |outcome: &tutti::error::Result<()>| {
+        outcome.as_ref().is_err_and(|error| error.status() == Status::InvalidUsage)
+    };
     std::thread::scope(|scope| {
-        let first = scope.spawn(|| group.sync(Timeout::Default));
-        // Until the first thread is inside, this one's own attempts find the group free and wait as well; each ends
-        // when the other rank joins.
-        loop {
-            let attempt = group.sync(Timeout::After(Duration::from_millis(1)));
-            match attempt.map_err(|error| error.status()) {
-                Err(Status::InvalidUsage) => break,
-                Err(Status::Timeout) => return assert!(first.join().unwrap().is_err()),
-                other => panic!("{other:?}"),
+        // Either thread may be the second one; what it was told changes nothing, so it may come again.
+        let first = scope.spawn(|| {
+            loop {
+                let outcome = group.sync(Timeout::Default);
+                if !told_so(&outcome) {
+                    return outcome;
+                }
             }
+        });
+        // A group of this rank alone is made as long as the first thread is not inside.
+        while !told_so(&group.create(&[0], GroupOptions::default(), Box::new(drop))) {
+            std::thread::yield_now();
         }
         group.check().unwrap();
         groups[1].sync(Timeout::Default).unwrap();
@@ -398,7 +408,7 @@ pub fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
     });
 }
 
-pub fn a_communicator_says_what_it_can(communicator: &str) {
+pub(crate) fn a_communicator_says_what_it_can(communicator: &str) {
     let groups = world(communicator, 2, PATIENT);
     for dtype in REDUCIBLE {
         for op in OPS {
@@ -407,7 +417,8 @@ pub fn a_communicator_says_what_it_can(communicator: &str) {
                 let text = groups[0].explain(&what, Format::Json).unwrap();
                 let said: serde_json::Value = serde_json::from_str(&text).unwrap();
                 assert_eq!(said["chosen"]["communicator"], communicator, "{text}");
-                let row = said["candidates"].as_array().unwrap().iter().find(|row| row["name"] == communicator).unwrap();
+                let row =
+                    said["candidates"].as_array().unwrap().iter().find(|row| row["name"] == communicator).unwrap();
                 // The least that shared memory and sockets must claim.
                 assert_eq!(row["capabilities"]["rank_order"], true);
                 assert_eq!(row["capabilities"]["detects_mismatch"], true);

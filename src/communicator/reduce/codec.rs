@@ -9,7 +9,7 @@ use super::fold::Arithmetic;
 /// An element type as arithmetic sees it.
 pub(super) trait Codec {
     /// The element in memory.
-    type Raw: Copy;
+    type Raw: Copy + Default;
     /// What sums and products are accumulated in.
     type Acc: Arithmetic;
 
@@ -19,7 +19,7 @@ pub(super) trait Codec {
     /// `decode` of several elements; a place for an instruction that does just this.
     #[inline(always)]
     fn decode_all<const N: usize>(raw: [Self::Raw; N]) -> [Self::Acc; N] {
-        let mut all = [Self::decode(raw[0]); N];
+        let mut all = [Self::Acc::default(); N];
         for i in 0..N {
             all[i] = Self::decode(raw[i]);
         }
@@ -29,7 +29,7 @@ pub(super) trait Codec {
     /// `encode` of several elements; a place for an instruction that does just this.
     #[inline(always)]
     fn encode_all<const N: usize>(acc: [Self::Acc; N]) -> [Self::Raw; N] {
-        let mut all = [Self::encode(acc[0]); N];
+        let mut all = [Self::Raw::default(); N];
         for i in 0..N {
             all[i] = Self::encode(acc[i]);
         }
@@ -40,9 +40,9 @@ pub(super) trait Codec {
 /// An element type as max (`GREATEST`) and min see it.
 pub(super) trait Ordered {
     /// The element in memory.
-    type Raw: Copy;
+    type Raw: Copy + Default;
     /// What is compared.
-    type Key: Copy;
+    type Key: Copy + Default;
 
     fn key<const GREATEST: bool>(raw: Self::Raw) -> Self::Key;
     fn choose<const GREATEST: bool>(a: Self::Key, b: Self::Key) -> Self::Key;
@@ -239,12 +239,17 @@ impl Codec for Bf16 {
         (round_to_bf16(acc) >> 16) as u16
     }
 
-    /// The even elements come first, then the odd ones: so all stay where they are within their 32 bits.
+    /// Two elements are taken as 32 bits; the lower ones come first in the accumulators, then the upper ones. So none
+    /// has to move from its place in the register.
     #[inline(always)]
     fn decode_all<const N: usize>(raw: [u16; N]) -> [f32; N] {
-        let mut all = [Self::decode(raw[0]); N];
+        if N % 2 == 1 {
+            return raw.map(Self::decode);
+        }
+        let mut all = [0.0; N];
         for i in 0..N / 2 {
-            let pair = raw[2 * i] as u32 | (raw[2 * i + 1] as u32) << 16;
+            // SAFETY: elements `2 * i` and `2 * i + 1` exist, and any bits are a `u32`.
+            let pair = unsafe { raw.as_ptr().cast::<u32>().add(i).read_unaligned() };
             all[i] = f32::from_bits(pair << 16);
             all[N / 2 + i] = f32::from_bits(pair & 0xffff_0000);
         }
@@ -253,11 +258,14 @@ impl Codec for Bf16 {
 
     #[inline(always)]
     fn encode_all<const N: usize>(acc: [f32; N]) -> [u16; N] {
-        let mut all = [Self::encode(acc[0]); N];
+        if N % 2 == 1 {
+            return acc.map(Self::encode);
+        }
+        let mut all = [0; N];
         for i in 0..N / 2 {
             let pair = round_to_bf16(acc[i]) >> 16 | round_to_bf16(acc[N / 2 + i]) & 0xffff_0000;
-            all[2 * i] = pair as u16;
-            all[2 * i + 1] = (pair >> 16) as u16;
+            // SAFETY: as in `decode_all`.
+            unsafe { all.as_mut_ptr().cast::<u32>().add(i).write_unaligned(pair) };
         }
         all
     }

@@ -9,7 +9,7 @@ use super::codec::{Codec, Ordered};
 /// One operation on one element type.
 pub(super) trait Fold {
     /// The element in memory.
-    type Raw: Copy;
+    type Raw: Copy + Default;
     /// What is carried from rank to rank.
     type Acc: Copy;
 
@@ -22,14 +22,14 @@ pub(super) trait Fold {
 }
 
 /// What is accumulated.
-pub(super) trait Arithmetic: Copy {
+pub(super) trait Arithmetic: Copy + Default {
     fn add(self, other: Self) -> Self;
     fn multiply(self, other: Self) -> Self;
     fn divide(self, ranks: usize) -> Self;
 }
 
 macro_rules! arithmetic {
-    (integer $($int:ty, $wide:ty;)*) => { $(
+    (integer $($int:ty, |$acc:ident, $ranks:ident| $quotient:expr;)*) => { $(
         impl Arithmetic for $int {
             #[inline(always)]
             fn add(self, other: Self) -> Self {
@@ -42,9 +42,9 @@ macro_rules! arithmetic {
             }
 
             #[inline(always)]
-            fn divide(self, ranks: usize) -> Self {
-                // Wide, because an 8-bit integer may be too short for the number of ranks.
-                (self as $wide / ranks as $wide) as Self
+            fn divide(self, $ranks: usize) -> Self {
+                let $acc = self;
+                $quotient
             }
         }
     )* };
@@ -68,7 +68,23 @@ macro_rules! arithmetic {
     )* };
 }
 
-arithmetic! { integer i8, i64; u8, u64; i32, i64; u32, u64; i64, i64; u64, u64; }
+macro_rules! truncate {
+    ($quotient:expr, $int:ty) => {
+        // SAFETY: a sum of this type was divided by one or more, so the quotient is a number within the type.
+        unsafe { ($quotient).to_int_unchecked::<$int>() }
+    };
+}
+
+// No processor divides several integers at a time. A quotient that is no integer is at least 1/ranks away from the
+// next one, and the float's error is less: below |sum|/ranks * 2^-24, or * 2^-53, where |sum| < 2^8, or 2^32.
+arithmetic! { integer
+    i8, |sum, ranks| truncate!(f32::from(sum) / ranks as f32, i32) as i8;
+    u8, |sum, ranks| truncate!(f32::from(sum) / ranks as f32, i32) as u8;
+    i32, |sum, ranks| truncate!(f64::from(sum) / ranks as f64, i32);
+    u32, |sum, ranks| truncate!(f64::from(sum) / ranks as f64, u32);
+    i64, |sum, ranks| sum / ranks as i64;
+    u64, |sum, ranks| sum / ranks as u64;
+}
 arithmetic! { float f32 f64 }
 
 /// How a result is accumulated.
@@ -150,7 +166,7 @@ impl<C: Ordered, const GREATEST: bool> Fold for Extreme<C, GREATEST> {
 
     #[inline(always)]
     fn load<const N: usize>(raw: [C::Raw; N]) -> [C::Key; N] {
-        let mut keys = [C::key::<GREATEST>(raw[0]); N];
+        let mut keys = [C::Key::default(); N];
         for i in 0..N {
             keys[i] = C::key::<GREATEST>(raw[i]);
         }
@@ -164,7 +180,7 @@ impl<C: Ordered, const GREATEST: bool> Fold for Extreme<C, GREATEST> {
 
     #[inline(always)]
     fn store<const N: usize>(keys: [C::Key; N], _ranks: usize) -> [C::Raw; N] {
-        let mut all = [C::element::<GREATEST>(keys[0]); N];
+        let mut all = [C::Raw::default(); N];
         for i in 0..N {
             all[i] = C::element::<GREATEST>(keys[i]);
         }

@@ -51,7 +51,7 @@ mod aarch64 {
     use std::arch::asm;
 
     /// The fields of FPCR that change results or trap: AHP, DN, FZ, RMode, FZ16, traps, EBF, AH, NEP, FIZ.
-    pub(in super::super) const MODES: u64 = 0x07c8_9f07 | 0x0000_2000;
+    pub(in super::super) const MODES: u64 = 0x07c8_bf07;
     /// IEEE's: what a program starts with.
     pub(in super::super) const DEFAULT: u64 = 0;
 

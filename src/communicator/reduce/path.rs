@@ -23,29 +23,34 @@ pub(super) type Reducer = unsafe fn(sources: &[*const u8], dst: *mut u8, count: 
 #[inline]
 pub(super) fn best(dtype: DType, op: Op) -> Option<Reducer> {
     static TABLE: OnceLock<Table> = OnceLock::new();
-    let table = TABLE.get_or_init(|| all().pop().map_or_else(table::<Portable>, |(_, table)| table));
+    let table = TABLE.get_or_init(|| all().next().map_or_else(table::<Portable>, |(_, table)| table));
     Some(table.get(dtype as usize)?[op as usize])
 }
 
 /// The reducers of one path, by the numbers of dtype and op.
 pub(super) type Table = [[Reducer; OPS.len()]; REDUCIBLE.len()];
 
-/// Every path that this processor can run, the fastest last.
-pub(super) fn all() -> Vec<(&'static str, Table)> {
-    #[allow(unused_mut, reason = "some processors have but one path")]
-    let mut paths = vec![("portable", table::<Portable>())];
+/// The paths of this target.
+const PATHS: usize = if cfg!(target_arch = "x86_64") { 3 } else { 1 };
+
+/// Every path that this processor can run, the fastest first.
+pub(super) fn all() -> impl Iterator<Item = (&'static str, Table)> {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-        paths.push(("avx2", table::<Avx2>()));
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            paths.push(("avx512", table::<Avx512>()));
-        }
-    }
-    paths
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+    #[cfg(target_arch = "x86_64")]
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    let paths: [(_, _, fn() -> Table); PATHS] = [
+        #[cfg(target_arch = "x86_64")]
+        ("avx512", avx512, table::<Avx512>),
+        #[cfg(target_arch = "x86_64")]
+        ("avx2", avx2, table::<Avx2>),
+        ("portable", true, table::<Portable>),
+    ];
+    paths.into_iter().filter(|(_, is_here, _)| *is_here).map(|(name, _, table)| (name, table()))
 }
 
 fn table<P: Path>() -> Table {
@@ -103,8 +108,8 @@ impl Path for Portable {
     }
 }
 
+/// AVX2 with F16C: nearly all x86-64 since 2013.
 #[cfg(target_arch = "x86_64")]
-/// What only some processors have: AVX2 with F16C, and AVX-512 as of Skylake's servers.
 struct Avx2;
 
 #[cfg(target_arch = "x86_64")]
@@ -123,6 +128,7 @@ impl Path for Avx2 {
     }
 }
 
+/// AVX-512 as in Skylake's servers and Zen 4, and all after.
 #[cfg(target_arch = "x86_64")]
 struct Avx512;
 
@@ -142,8 +148,7 @@ impl Path for Avx512 {
     }
 }
 
-/// Elements in flight: enough to fill four of the widest registers with accumulators, then a step for what is left.
-const WIDE: usize = 32;
+/// Elements of the second step: what is left by the first, and short messages.
 const NARROW: usize = 8;
 
 /// # Safety
@@ -151,15 +156,33 @@ const NARROW: usize = 8;
 /// As for [`super::reduce`], with at least one source.
 #[inline(always)]
 unsafe fn body<F: Fold>(sources: &[*const u8], dst: *mut u8, count: usize) {
-    // SAFETY: the promises are passed on; the three calls share the elements out among them.
+    // SAFETY: the promises are passed on; the calls share the elements out among them.
     unsafe {
         let done = if let &[first, second] = sources {
-            chunks::<F, WIDE>(&[first, second], dst, 0, count)
+            wide::<F>(&[first, second], dst, count)
         } else {
-            chunks::<F, WIDE>(sources, dst, 0, count)
+            wide::<F>(sources, dst, count)
         };
         let done = chunks::<F, NARROW>(sources, dst, done, count);
         chunks::<F, 1>(sources, dst, done, count);
+    }
+}
+
+/// The first step: 128 bytes of accumulators, which fill two of the widest registers, or four or eight of others.
+///
+/// # Safety
+///
+/// As for [`body`].
+#[inline(always)]
+unsafe fn wide<F: Fold>(sources: &[*const u8], dst: *mut u8, count: usize) -> usize {
+    // SAFETY: the promises are passed on.
+    unsafe {
+        match size_of::<F::Acc>() {
+            1 => chunks::<F, 128>(sources, dst, 0, count),
+            2 => chunks::<F, 64>(sources, dst, 0, count),
+            4 => chunks::<F, 32>(sources, dst, 0, count),
+            _ => chunks::<F, 16>(sources, dst, 0, count),
+        }
     }
 }
 

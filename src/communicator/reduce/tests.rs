@@ -189,12 +189,13 @@ fn check(dtype: DType, op: Op, ranks: &[Vec<u64>]) {
         unsafe { table[dtype as usize][op as usize](&pointers, dst.as_mut_ptr(), count) };
         for (i, expected) in expected.iter().enumerate() {
             let found = element(dtype, &dst, i);
-            let elements: Vec<u64> = ranks.iter().map(|rank| rank[i]).collect();
+            let elements = || ranks.iter().map(|rank| rank[i]).collect::<Vec<_>>();
             assert!(
                 found == *expected,
-                "{name}: {} {} of {elements:#x?} at {i} is {found:#x}, not {expected:#x}",
+                "{name}: {} {} of {:#x?} at {i} is {found:#x}, not {expected:#x}",
                 dtype.name(),
-                op.name()
+                op.name(),
+                elements()
             );
         }
     }
@@ -376,6 +377,26 @@ fn more_ranks_than_an_element_can_count_are_averaged() {
 }
 
 #[test]
+fn integers_are_divided_as_integers() {
+    for dtype in [DType::Int8, DType::Uint8, DType::Int32, DType::Uint32, DType::Int64, DType::Uint64] {
+        for ranks in (2..=17).chain([100, 127, 128, 129, 255, 256, 257, 1000]) {
+            // The neighbours of small and of the greatest multiples, of both signs; the other ranks add nothing.
+            let mask = u64::MAX >> (64 - 8 * dtype.size());
+            let multiples = (0..9)
+                .chain((mask / 2 / ranks).saturating_sub(9)..=mask / 2 / ranks + 9)
+                .chain((mask / ranks).saturating_sub(9)..=mask / ranks);
+            let sums: Vec<u64> = multiples
+                .flat_map(|multiple| [-1, 0, 1].map(|step| multiple.wrapping_mul(ranks).wrapping_add_signed(step)))
+                .flat_map(|sum| [sum & mask, sum.wrapping_neg() & mask])
+                .collect();
+            let mut all = vec![vec![0; sums.len()]; ranks as usize];
+            all[ranks as usize / 2] = sums;
+            check(dtype, Op::Avg, &all);
+        }
+    }
+}
+
+#[test]
 fn one_source_is_copied_bit_for_bit() {
     for dtype in REDUCIBLE {
         let values = special(dtype);
@@ -393,25 +414,23 @@ fn one_source_is_copied_bit_for_bit() {
     }
 }
 
-fn to_bytes(value: f32) -> [u8; 4] {
-    value.to_le_bytes()
-}
+/// Modes of the processor that would change results: subnormals flushed; rounding down, up and to zero; all together.
+#[cfg(target_arch = "x86_64")]
+const MODES: [u32; 5] = [0x8040, 0x2000, 0x4000, 0x6000, 0xe040];
+#[cfg(target_arch = "aarch64")]
+const MODES: [u64; 5] = [1 << 24, 1 << 22, 2 << 22, 3 << 22, 7 << 22];
 
 #[test]
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn the_modes_of_the_thread_change_nothing_and_stay() {
-    // Two subnormals, and a sum that is halfway between two neighbours.
-    let a: Vec<u8> = [f32::from_bits(3), 1.0, -1.0].into_iter().cycle().take(99).flat_map(to_bytes).collect();
-    let b: Vec<u8> = [f32::from_bits(5), 2_f32.powi(-24), -(2_f32.powi(-24))]
-        .into_iter()
-        .cycle()
-        .take(99)
-        .flat_map(to_bytes)
-        .collect();
-    let expected: Vec<u8> = [f32::from_bits(8), 1.0, -1.0].into_iter().cycle().take(99).flat_map(to_bytes).collect();
-    // Flush to zero and denormals are zero; then rounding down, up and towards zero with them.
-    for modes in [0x8040, 0x2000, 0x4000, 0x6000, 0xe040] {
-        let mut dst = vec![0; 99 * 4];
+    let bytes = |values: [f32; 3]| values.into_iter().cycle().take(99).flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+    // Subnormals, and sums that are halfway between two neighbours.
+    let tie = f32::EPSILON / 2.0;
+    let a = bytes([f32::from_bits(3), 1.0, -1.0]);
+    let b = bytes([f32::from_bits(5), tie, -tie]);
+    let expected = bytes([f32::from_bits(8), 1.0, -1.0]);
+    for modes in MODES {
+        let mut dst = vec![0; expected.len()];
         let found = modes::read();
         modes::write(found | modes);
         // SAFETY: all buffers hold 99 elements.

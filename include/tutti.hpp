@@ -1,0 +1,688 @@
+/* tutti.hpp: libtutti for C++17. Header-only, over tutti.h, which has the contract of every call.
+ *
+ * Owners (Group, Request, Memory, Capture) are move-only and free what they own; GroupRef is a group somebody else
+ * owns, as a string_view is to a string. What fails throws tutti::Error with the status and the library's sentence;
+ * whoever wants no exceptions passes get() to the C functions. Element types of pointers become dtypes by
+ * themselves: all_reduce(float *, count); for others name the dtype. */
+#ifndef TUTTI_HPP
+#define TUTTI_HPP
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "tutti.h"
+
+namespace tutti {
+
+enum class Status : std::int32_t {
+    success = TUTTI_SUCCESS,
+    invalid_argument = TUTTI_INVALID_ARGUMENT,
+    invalid_usage = TUTTI_INVALID_USAGE,
+    unsupported = TUTTI_UNSUPPORTED,
+    out_of_memory = TUTTI_OUT_OF_MEMORY,
+    system_error = TUTTI_SYSTEM_ERROR,
+    cuda_error = TUTTI_CUDA_ERROR,
+    communicator_error = TUTTI_COMMUNICATOR_ERROR,
+    timeout = TUTTI_TIMEOUT,
+    peer_lost = TUTTI_PEER_LOST,
+    aborted = TUTTI_ABORTED,
+    mismatch = TUTTI_MISMATCH,
+    internal_error = TUTTI_INTERNAL_ERROR,
+    in_progress = TUTTI_IN_PROGRESS,
+};
+
+enum class DType : std::int32_t {
+    int8 = TUTTI_INT8,
+    uint8 = TUTTI_UINT8,
+    int32 = TUTTI_INT32,
+    uint32 = TUTTI_UINT32,
+    int64 = TUTTI_INT64,
+    uint64 = TUTTI_UINT64,
+    float16 = TUTTI_FLOAT16,
+    float32 = TUTTI_FLOAT32,
+    float64 = TUTTI_FLOAT64,
+    bfloat16 = TUTTI_BFLOAT16,
+    float8e4m3 = TUTTI_FLOAT8E4M3,
+    float8e5m2 = TUTTI_FLOAT8E5M2,
+    boolean = TUTTI_BOOL,
+    int16 = TUTTI_INT16,
+    bytes = TUTTI_BYTES,
+};
+
+enum class Op : std::int32_t { sum = TUTTI_SUM, prod = TUTTI_PROD, max = TUTTI_MAX, min = TUTTI_MIN, avg = TUTTI_AVG };
+
+enum class Collective : std::int32_t {
+    all_reduce = TUTTI_ALL_REDUCE,
+    all_gather = TUTTI_ALL_GATHER,
+    reduce_scatter = TUTTI_REDUCE_SCATTER,
+    broadcast = TUTTI_BROADCAST,
+    reduce = TUTTI_REDUCE,
+    gather = TUTTI_GATHER,
+    scatter = TUTTI_SCATTER,
+    all_to_all = TUTTI_ALL_TO_ALL,
+    send = TUTTI_SEND,
+    recv = TUTTI_RECV,
+    barrier = TUTTI_BARRIER,
+    all_gather_v = TUTTI_ALL_GATHER_V,
+    reduce_scatter_v = TUTTI_REDUCE_SCATTER_V,
+    all_to_all_v = TUTTI_ALL_TO_ALL_V,
+};
+
+enum class Mode : std::int32_t {
+    none = TUTTI_MODE_NONE,
+    in_place = TUTTI_MODE_INPLACE,
+    out_of_place = TUTTI_MODE_OUTPLACE,
+    both = TUTTI_MODE_BOTH,
+};
+
+enum class Format : std::int32_t { text = TUTTI_FORMAT_TEXT, json = TUTTI_FORMAT_JSON };
+
+enum class Device : std::int32_t {
+    from_environment = TUTTI_DEVICE_DEFAULT,
+    cpu = TUTTI_DEVICE_CPU,
+    cuda = TUTTI_DEVICE_CUDA,
+};
+
+/// Zero is the default of what it is given to.
+using Timeout = std::chrono::milliseconds;
+inline constexpr Timeout never{TUTTI_TIMEOUT_NEVER};
+
+/// What failed, with the whole story in what().
+class Error : public std::runtime_error {
+public:
+    Error(Status status, const std::string &text) : std::runtime_error(text), status_(status) {}
+    [[nodiscard]] Status status() const noexcept { return status_; }
+
+private:
+    Status status_;
+};
+
+namespace detail {
+
+inline void check(tutti_status_t status) {
+    if (status != TUTTI_SUCCESS) throw Error(static_cast<Status>(status), tutti_last_error());
+}
+
+/// The whole of a text that comes as (text, capacity, needed). It may grow between two calls.
+template <class Ask>
+std::string text(Ask ask) {
+    std::string result(256, '\0');
+    for (;;) {
+        std::size_t needed = 0;
+        check(ask(result.data(), result.size() + 1, &needed));
+        const bool complete = needed <= result.size();
+        result.resize(needed);
+        if (complete) return result;
+    }
+}
+
+template <class T>
+constexpr std::optional<DType> dtype() {
+    using U = std::remove_cv_t<T>;
+    if constexpr (std::is_same_v<U, bool>) return DType::boolean;
+    if constexpr (std::is_same_v<U, std::byte>) return DType::bytes;
+    if constexpr (std::is_same_v<U, float>) return DType::float32;
+    if constexpr (std::is_same_v<U, double>) return DType::float64;
+    if constexpr (std::is_integral_v<U>) {
+        constexpr bool s = std::is_signed_v<U>;
+        if constexpr (sizeof(U) == 1) return s ? DType::int8 : DType::uint8;
+        if constexpr (sizeof(U) == 2 && s) return DType::int16;
+        if constexpr (sizeof(U) == 4) return s ? DType::int32 : DType::uint32;
+        if constexpr (sizeof(U) == 8) return s ? DType::int64 : DType::uint64;
+    }
+    return std::nullopt;
+}
+
+template <class T>
+using IfElement = std::enable_if_t<dtype<T>().has_value(), int>;
+
+}  // namespace detail
+
+/// The dtype of a C++ type. Half precision has no type in C++17: name the dtype there.
+template <class T>
+inline constexpr DType dtype_of = detail::dtype<T>().value();
+
+/// 10000 * major + 100 * minor + patch of the library that was loaded; TUTTI_VERSION is the header's.
+[[nodiscard]] inline std::uint32_t version() noexcept { return tutti_version(); }
+
+[[nodiscard]] inline const char *to_string(Status status) noexcept {
+    return tutti_status_string(static_cast<tutti_status_t>(status));
+}
+
+/// See tutti_set_log_callback; nullptr ends the log.
+inline void set_log_callback(tutti_log_fn callback, void *user = nullptr) {
+    detail::check(tutti_set_log_callback(callback, user));
+}
+
+/// What ranks that start together share. Made by the process that holds rank 0; whoever has it may join.
+using UniqueId = std::array<unsigned char, TUTTI_UNIQUE_ID_BYTES>;
+
+[[nodiscard]] inline UniqueId unique_id() {
+    UniqueId id{};
+    detail::check(tutti_unique_id_create(id.data(), id.size(), nullptr));
+    return id;
+}
+
+/// How a group is made; as it stands: as its parent.
+struct GroupOptions {
+    std::string name;
+    Timeout timeout{0};
+    bool deterministic = false;
+    std::string communicators;
+
+    /// Valid while this object is.
+    [[nodiscard]] tutti_group_options_t raw() const noexcept {
+        tutti_group_options_t options = TUTTI_GROUP_OPTIONS_INIT;
+        options.name = name.empty() ? nullptr : name.c_str();
+        options.timeout_ms = timeout.count();
+        options.flags = deterministic ? TUTTI_FLAG_DETERMINISTIC : 0;
+        options.communicators = communicators.empty() ? nullptr : communicators.c_str();
+        return options;
+    }
+};
+
+/// How a rank finds its world; as it stands: by the environment.
+struct WorldOptions {
+    int size = 0;
+    int rank = 0;
+    Device device_kind = Device::from_environment;
+    int device = 0;
+    std::optional<UniqueId> unique_id;
+    std::string address;
+    /// The caller's own bootstrap: hand out `bytes` bytes at `mine`, fill `all` with every rank's. May throw.
+    std::function<void(const void *mine, std::size_t bytes, void *all)> all_gather;
+    Timeout timeout{0};
+    bool deterministic = false;
+    bool allow_unauthenticated = false;
+    std::string communicators;
+};
+
+/// A group's first failure.
+struct Failure {
+    Status status;
+    std::optional<int> rank;
+    std::optional<Collective> collective;
+    std::uint64_t sequence;
+};
+
+/// One call of any collective; fill in what the factories below do not name.
+struct Call : tutti_call_t {
+    Call() noexcept : tutti_call_t TUTTI_CALL_INIT {}
+
+    static Call all_reduce(const void *send, void *recv, std::size_t count, DType dtype, Op op = Op::sum) noexcept {
+        return make(Collective::all_reduce, send, recv, count, dtype, op);
+    }
+    static Call all_gather(const void *send, void *recv, std::size_t count, DType dtype) noexcept {
+        return make(Collective::all_gather, send, recv, count, dtype, Op::sum);
+    }
+    static Call reduce_scatter(const void *send, void *recv, std::size_t count, DType dtype, Op op = Op::sum) noexcept {
+        return make(Collective::reduce_scatter, send, recv, count, dtype, op);
+    }
+    static Call broadcast(const void *send, void *recv, std::size_t count, DType dtype, int root) noexcept {
+        Call call = make(Collective::broadcast, send, recv, count, dtype, Op::sum);
+        call.peer = root;
+        return call;
+    }
+    static Call barrier() noexcept { return make(Collective::barrier, nullptr, nullptr, 0, DType::bytes, Op::sum); }
+
+private:
+    static Call make(Collective collective, const void *send, void *recv, std::size_t count, DType dtype, Op op) noexcept {
+        Call call;
+        call.tutti_call_t::collective = static_cast<std::int32_t>(collective);
+        call.dtype = static_cast<std::int32_t>(dtype);
+        call.op = static_cast<std::int32_t>(op);
+        call.send = send;
+        call.recv = recv;
+        call.send_count = count;
+        return call;
+    }
+};
+
+/// A started call. Destroying an unfinished one aborts its group, because the others count on its buffers.
+class [[nodiscard]] Request {
+public:
+    Request() noexcept = default;
+    explicit Request(tutti_request_t *owned) noexcept : raw_(owned) {}
+    Request(Request &&other) noexcept : raw_(other.release()) {}
+    Request &operator=(Request &&other) noexcept {
+        if (this != &other) reset(other.release());
+        return *this;
+    }
+    ~Request() { reset(); }
+
+    /// Whether the call is done. Goes on with every unfinished request of this thread.
+    [[nodiscard]] bool test() { return done(tutti_request_test(raw_)); }
+    /// Waits until the call is done, or its deadline ends.
+    void wait() { done(tutti_request_wait(raw_, TUTTI_TIMEOUT_NEVER)); }
+    /// Whether the call was done before `timeout` ended; nothing has failed if not.
+    [[nodiscard]] bool wait_for(Timeout timeout) { return done(tutti_request_wait(raw_, timeout.count())); }
+
+    [[nodiscard]] tutti_request_t *get() const noexcept { return raw_; }
+    [[nodiscard]] tutti_request_t *release() noexcept { return std::exchange(raw_, nullptr); }
+    explicit operator bool() const noexcept { return raw_ != nullptr; }
+
+private:
+    static bool done(tutti_status_t status) {
+        if (status == TUTTI_IN_PROGRESS) return false;
+        detail::check(status);
+        return true;
+    }
+    void reset(tutti_request_t *other = nullptr) noexcept {
+        if (raw_ != nullptr) tutti_request_free(raw_);
+        raw_ = other;
+    }
+
+    tutti_request_t *raw_ = nullptr;
+};
+
+class Group;
+
+/// A group somebody else owns. Copies are cheap and refer to the same group; all calls are here.
+class GroupRef {
+public:
+    GroupRef() noexcept = default;
+    explicit GroupRef(tutti_group_t *group) noexcept : raw_(group) {}
+    [[nodiscard]] tutti_group_t *get() const noexcept { return raw_; }
+    explicit operator bool() const noexcept { return raw_ != nullptr; }
+
+    /// Empty on ranks that are no members.
+    [[nodiscard]] Group create(const std::vector<std::int32_t> &ranks, const GroupOptions &options = {}) const;
+    /// Empty where color is below 0.
+    [[nodiscard]] Group split(int color, int key = 0, const GroupOptions &options = {}) const;
+
+    [[nodiscard]] int rank() const { return number(tutti_group_rank); }
+    [[nodiscard]] int size() const { return number(tutti_group_size); }
+    [[nodiscard]] std::string name() const { return text(tutti_group_name); }
+    /// The group's first failure in one sentence; empty while it lives.
+    [[nodiscard]] std::string error() const { return text(tutti_group_error); }
+    /// success while the group lives. Does not throw.
+    [[nodiscard]] Status check() const noexcept { return static_cast<Status>(tutti_group_check(raw_)); }
+
+    [[nodiscard]] std::optional<Failure> failure() const {
+        tutti_failure_t raw = TUTTI_FAILURE_INIT;
+        detail::check(tutti_group_failure(raw_, &raw));
+        if (raw.status == TUTTI_SUCCESS) return std::nullopt;
+        Failure failure{static_cast<Status>(raw.status), std::nullopt, std::nullopt, raw.sequence};
+        if (raw.rank >= 0) failure.rank = raw.rank;
+        if (raw.collective >= 0) failure.collective = static_cast<Collective>(raw.collective);
+        return failure;
+    }
+
+    [[nodiscard]] std::vector<bool> alive() const {
+        std::vector<std::uint8_t> alive(static_cast<std::size_t>(size()));
+        detail::check(tutti_group_alive(raw_, alive.data(), alive.size()));
+        return {alive.begin(), alive.end()};
+    }
+
+    /// Owned by this group.
+    [[nodiscard]] GroupRef cpu() const {
+        tutti_group_t *cpu = nullptr;
+        detail::check(tutti_group_cpu(raw_, &cpu));
+        return GroupRef(cpu);
+    }
+
+    void sync(Timeout timeout = Timeout{0}) const { detail::check(tutti_group_sync(raw_, timeout.count())); }
+    void set_enabled(const std::string &communicator, bool enabled) const {
+        detail::check(tutti_group_set_enabled(raw_, communicator.c_str(), enabled ? 1 : 0));
+    }
+    void abort() const { detail::check(tutti_group_abort(raw_)); }
+
+    [[nodiscard]] Request start(const Call &call) const {
+        tutti_request_t *request = nullptr;
+        detail::check(tutti_start(raw_, &call, &request));
+        return Request(request);
+    }
+
+    // Collectives: in tutti.h's order of arguments. With a typed pointer the dtype is its element type.
+
+    void all_reduce(const void *send, void *recv, std::size_t count, DType dtype, Op op = Op::sum,
+                    void *stream = nullptr) const {
+        detail::check(tutti_all_reduce(raw_, send, recv, count, raw(dtype), raw(op), stream));
+    }
+    template <class T, detail::IfElement<T> = 0>
+    void all_reduce(const T *send, T *recv, std::size_t count, Op op = Op::sum, void *stream = nullptr) const {
+        all_reduce(send, recv, count, dtype_of<T>, op, stream);
+    }
+    /// In place.
+    template <class T, detail::IfElement<T> = 0>
+    void all_reduce(T *buffer, std::size_t count, Op op = Op::sum, void *stream = nullptr) const {
+        all_reduce(buffer, buffer, count, dtype_of<T>, op, stream);
+    }
+
+    /// Where the result is: buffer or scratch.
+    [[nodiscard]] void *all_reduce_auto(void *buffer, void *scratch, std::size_t count, DType dtype, Op op = Op::sum,
+                                        void *stream = nullptr) const {
+        void *result = nullptr;
+        detail::check(tutti_all_reduce_auto(raw_, buffer, scratch, count, raw(dtype), raw(op), stream, &result));
+        return result;
+    }
+    [[nodiscard]] Mode all_reduce_mode(std::size_t count, DType dtype, Op op = Op::sum, std::uint32_t flags = 0) const {
+        std::int32_t mode = 0;
+        detail::check(tutti_all_reduce_mode(raw_, count, raw(dtype), raw(op), flags, &mode));
+        return static_cast<Mode>(mode);
+    }
+
+    void all_gather(const void *send, void *recv, std::size_t send_count, DType dtype, void *stream = nullptr) const {
+        detail::check(tutti_all_gather(raw_, send, recv, send_count, raw(dtype), stream));
+    }
+    template <class T, detail::IfElement<T> = 0>
+    void all_gather(const T *send, T *recv, std::size_t send_count, void *stream = nullptr) const {
+        all_gather(send, recv, send_count, dtype_of<T>, stream);
+    }
+
+    void reduce_scatter(const void *send, void *recv, std::size_t recv_count, DType dtype, Op op = Op::sum,
+                        void *stream = nullptr) const {
+        detail::check(tutti_reduce_scatter(raw_, send, recv, recv_count, raw(dtype), raw(op), stream));
+    }
+    template <class T, detail::IfElement<T> = 0>
+    void reduce_scatter(const T *send, T *recv, std::size_t recv_count, Op op = Op::sum, void *stream = nullptr) const {
+        reduce_scatter(send, recv, recv_count, dtype_of<T>, op, stream);
+    }
+
+    void broadcast(const void *send, void *recv, std::size_t count, DType dtype, int root,
+                   void *stream = nullptr) const {
+        detail::check(tutti_broadcast(raw_, send, recv, count, raw(dtype), root, stream));
+    }
+    /// In place.
+    template <class T, detail::IfElement<T> = 0>
+    void broadcast(T *buffer, std::size_t count, int root, void *stream = nullptr) const {
+        broadcast(buffer, buffer, count, dtype_of<T>, root, stream);
+    }
+
+    void reduce(const void *send, void *recv, std::size_t count, DType dtype, Op op, int root,
+                void *stream = nullptr) const {
+        detail::check(tutti_reduce(raw_, send, recv, count, raw(dtype), raw(op), root, stream));
+    }
+    void gather(const void *send, void *recv, std::size_t count, DType dtype, int root, void *stream = nullptr) const {
+        detail::check(tutti_gather(raw_, send, recv, count, raw(dtype), root, stream));
+    }
+    void scatter(const void *send, void *recv, std::size_t count, DType dtype, int root, void *stream = nullptr) const {
+        detail::check(tutti_scatter(raw_, send, recv, count, raw(dtype), root, stream));
+    }
+    void all_to_all(const void *send, void *recv, std::size_t count, DType dtype, void *stream = nullptr) const {
+        detail::check(tutti_all_to_all(raw_, send, recv, count, raw(dtype), stream));
+    }
+    void barrier(void *stream = nullptr) const { detail::check(tutti_barrier(raw_, stream)); }
+
+    void send(const void *buffer, std::size_t count, DType dtype, int peer, void *stream = nullptr) const {
+        detail::check(tutti_send(raw_, buffer, count, raw(dtype), peer, stream));
+    }
+    void recv(void *buffer, std::size_t count, DType dtype, int peer, void *stream = nullptr) const {
+        detail::check(tutti_recv(raw_, buffer, count, raw(dtype), peer, stream));
+    }
+    void sendrecv(const void *send, std::size_t send_count, int to, void *recv, std::size_t recv_count, int from,
+                  DType dtype, void *stream = nullptr) const {
+        detail::check(tutti_sendrecv(raw_, send, send_count, to, recv, recv_count, from, raw(dtype), stream));
+    }
+
+    // The v-forms: one count and one displacement for every rank; empty displacements: one after the other.
+
+    void all_gather_v(const void *send, void *recv, const std::vector<std::size_t> &counts,
+                      const std::vector<std::size_t> &displs, DType dtype, void *stream = nullptr) const {
+        detail::check(tutti_all_gather_v(raw_, send, recv, ranks(counts), ranks(displs), raw(dtype), stream));
+    }
+    void reduce_scatter_v(const void *send, void *recv, const std::vector<std::size_t> &counts,
+                          const std::vector<std::size_t> &displs, DType dtype, Op op = Op::sum,
+                          void *stream = nullptr) const {
+        detail::check(
+            tutti_reduce_scatter_v(raw_, send, recv, ranks(counts), ranks(displs), raw(dtype), raw(op), stream));
+    }
+    void all_to_all_v(const void *send, const std::vector<std::size_t> &send_counts,
+                      const std::vector<std::size_t> &send_displs, void *recv,
+                      const std::vector<std::size_t> &recv_counts, const std::vector<std::size_t> &recv_displs,
+                      DType dtype, void *stream = nullptr) const {
+        detail::check(tutti_all_to_all_v(raw_, send, ranks(send_counts), ranks(send_displs), recv, ranks(recv_counts),
+                                         ranks(recv_displs), raw(dtype), stream));
+    }
+
+    /// Which communicator serves such a call, and why the others do not.
+    [[nodiscard]] std::string explain(Collective collective, std::size_t count, DType dtype, Op op = Op::sum,
+                                      std::uint32_t flags = 0, Format format = Format::text) const {
+        return detail::text([&](char *text, std::size_t capacity, std::size_t *needed) {
+            return tutti_explain(raw_, static_cast<std::int32_t>(collective), count, raw(dtype), raw(op), flags,
+                                 static_cast<std::int32_t>(format), text, capacity, needed);
+        });
+    }
+
+protected:
+    tutti_group_t *raw_ = nullptr;
+
+private:
+    static std::int32_t raw(DType dtype) noexcept { return static_cast<std::int32_t>(dtype); }
+    static std::int32_t raw(Op op) noexcept { return static_cast<std::int32_t>(op); }
+
+    template <class Ask>
+    int number(Ask ask) const {
+        std::int32_t number = 0;
+        detail::check(ask(raw_, &number));
+        return number;
+    }
+    template <class Ask>
+    std::string text(Ask ask) const {
+        return detail::text([&](char *text, std::size_t capacity, std::size_t *needed) {
+            return ask(raw_, text, capacity, needed);
+        });
+    }
+    const std::size_t *ranks(const std::vector<std::size_t> &values) const {
+        if (values.empty()) return nullptr;
+        if (values.size() != static_cast<std::size_t>(size())) {
+            throw Error(Status::invalid_argument, "a v-form takes one count and one displacement for every rank");
+        }
+        return values.data();
+    }
+};
+
+/// A group this object owns. Destroying it is local: it waits for nobody.
+class [[nodiscard]] Group : public GroupRef {
+public:
+    Group() noexcept = default;
+    explicit Group(tutti_group_t *owned) noexcept : GroupRef(owned) {}
+    Group(Group &&other) noexcept : GroupRef(other.release()) {}
+    Group &operator=(Group &&other) noexcept {
+        if (this != &other) reset(other.release());
+        return *this;
+    }
+    ~Group() { reset(); }
+
+    void reset(tutti_group_t *other = nullptr) noexcept {
+        if (raw_ != nullptr) tutti_group_destroy(raw_);
+        raw_ = other;
+    }
+    [[nodiscard]] tutti_group_t *release() noexcept { return std::exchange(raw_, nullptr); }
+};
+
+namespace detail {
+
+/// WorldOptions in C, and what the caller's bootstrap threw: no exception may pass through the library.
+class WorldCall {
+public:
+    explicit WorldCall(const WorldOptions &options) : options_(options) {
+        if (tutti_version() / 100 != TUTTI_VERSION / 100) {
+            throw Error(Status::invalid_usage, "the program was built with the header of libtutti " +
+                                                   std::to_string(TUTTI_VERSION) + ", but loaded the library of version " +
+                                                   std::to_string(tutti_version()));
+        }
+        raw_.size = options.size;
+        raw_.rank = options.rank;
+        raw_.device_kind = static_cast<std::int32_t>(options.device_kind);
+        raw_.device = options.device;
+        if (options.unique_id) {
+            raw_.unique_id = options.unique_id->data();
+            raw_.unique_id_size = options.unique_id->size();
+        }
+        raw_.address = options.address.empty() ? nullptr : options.address.c_str();
+        if (options.all_gather) {
+            raw_.all_gather = gather;
+            raw_.user = this;
+        }
+        raw_.timeout_ms = options.timeout.count();
+        raw_.flags = (options.deterministic ? TUTTI_FLAG_DETERMINISTIC : 0u) |
+                     (options.allow_unauthenticated ? TUTTI_FLAG_ALLOW_UNAUTHENTICATED : 0u);
+        raw_.communicators = options.communicators.empty() ? nullptr : options.communicators.c_str();
+    }
+    WorldCall(const WorldCall &) = delete;
+    WorldCall &operator=(const WorldCall &) = delete;
+
+    [[nodiscard]] const tutti_world_options_t *raw() const noexcept { return &raw_; }
+    void finish(tutti_status_t status) const {
+        if (thrown_) std::rethrow_exception(thrown_);
+        check(status);
+    }
+
+private:
+    static std::int32_t gather(void *user, const void *mine, std::size_t bytes, void *all) noexcept {
+        auto &self = *static_cast<WorldCall *>(user);
+        try {
+            self.options_.all_gather(mine, bytes, all);
+            return 0;
+        } catch (...) {
+            self.thrown_ = std::current_exception();
+            return 1;
+        }
+    }
+
+    const WorldOptions &options_;
+    tutti_world_options_t raw_ = TUTTI_WORLD_OPTIONS_INIT;
+    std::exception_ptr thrown_;
+};
+
+}  // namespace detail
+
+/// Joins the world: all ranks that start together.
+[[nodiscard]] inline Group world(const WorldOptions &options = {}) {
+    const detail::WorldCall call(options);
+    tutti_group_t *world = nullptr;
+    const tutti_status_t status = tutti_world_create(call.raw(), &world);
+    Group owner(world);
+    call.finish(status);
+    return owner;
+}
+
+/// Makes a world whose ranks all live in this process. devices: a CUDA ordinal for every rank, or empty: CPU ranks.
+[[nodiscard]] inline std::vector<Group> local_world(int size, const std::vector<std::int32_t> &devices = {},
+                                                    const WorldOptions &options = {}) {
+    if (!devices.empty() && devices.size() != static_cast<std::size_t>(size < 0 ? 0 : size)) {
+        throw Error(Status::invalid_argument, "a local world takes one device for every rank");
+    }
+    const detail::WorldCall call(options);
+    std::vector<tutti_group_t *> ranks(size > 0 ? static_cast<std::size_t>(size) : 1, nullptr);
+    call.finish(tutti_world_create_local(size, devices.empty() ? nullptr : devices.data(), call.raw(), ranks.data()));
+    std::vector<Group> owners;
+    owners.reserve(ranks.size());
+    for (tutti_group_t *rank : ranks) owners.emplace_back(rank);
+    return owners;
+}
+
+inline Group GroupRef::create(const std::vector<std::int32_t> &ranks, const GroupOptions &options) const {
+    tutti_group_t *group = nullptr;
+    const tutti_group_options_t raw = options.raw();
+    detail::check(tutti_group_create(raw_, ranks.data(), ranks.size(), &raw, &group));
+    return Group(group);
+}
+
+inline Group GroupRef::split(int color, int key, const GroupOptions &options) const {
+    tutti_group_t *group = nullptr;
+    const tutti_group_options_t raw = options.raw();
+    detail::check(tutti_group_split(raw_, color, key, &raw, &group));
+    return Group(group);
+}
+
+/// Calls of this thread, made together by end(): so that one thread can drive several ranks. A batch that is destroyed
+/// before its end, by an exception, makes none of them. Groups are made through the batch, because they exist only
+/// after its end; `group` must stay where it is until then.
+class Batch {
+public:
+    Batch() { detail::check(tutti_batch_begin()); }
+    Batch(const Batch &) = delete;
+    Batch &operator=(const Batch &) = delete;
+    ~Batch() {
+        if (!open_) return;
+        // One refused call cancels a batch.
+        [[maybe_unused]] tutti_status_t status = tutti_barrier(nullptr, nullptr);
+        status = tutti_batch_end();
+    }
+
+    void create(GroupRef parent, const std::vector<std::int32_t> &ranks, Group &group, const GroupOptions &options = {}) {
+        const tutti_group_options_t raw = options.raw();
+        detail::check(tutti_group_create(parent.get(), ranks.data(), ranks.size(), &raw, output(group)));
+    }
+    void split(GroupRef parent, int color, int key, Group &group, const GroupOptions &options = {}) {
+        const tutti_group_options_t raw = options.raw();
+        detail::check(tutti_group_split(parent.get(), color, key, &raw, output(group)));
+    }
+
+    void end() {
+        open_ = false;
+        detail::check(tutti_batch_end());
+        for (auto &[group, made] : outputs_) group->reset(made);
+    }
+
+private:
+    tutti_group_t **output(Group &group) {
+        outputs_.emplace_back(&group, nullptr); // a deque's elements stay where they are
+        return &outputs_.back().second;
+    }
+
+    bool open_ = true;
+    std::deque<std::pair<Group *, tutti_group_t *>> outputs_;
+};
+
+/// Memory of tutti_mem_alloc.
+class [[nodiscard]] Memory {
+public:
+    Memory() noexcept = default;
+    /// Collective.
+    Memory(GroupRef group, std::size_t bytes) { detail::check(tutti_mem_alloc(group.get(), bytes, &raw_)); }
+    Memory(Memory &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)) {}
+    Memory &operator=(Memory &&other) noexcept {
+        std::swap(raw_, other.raw_);
+        return *this;
+    }
+    ~Memory() {
+        if (raw_ != nullptr) tutti_mem_free(raw_);
+    }
+    [[nodiscard]] void *get() const noexcept { return raw_; }
+
+private:
+    void *raw_ = nullptr;
+};
+
+/// A capture session; destroy it after the last replay of its graphs.
+class [[nodiscard]] Capture {
+public:
+    explicit Capture(const std::vector<GroupRef> &groups) {
+        std::vector<tutti_group_t *> raw;
+        raw.reserve(groups.size());
+        for (GroupRef group : groups) raw.push_back(group.get());
+        detail::check(tutti_capture_begin(raw.data(), raw.size(), &raw_));
+    }
+    Capture(Capture &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)) {}
+    Capture &operator=(Capture &&other) noexcept {
+        std::swap(raw_, other.raw_);
+        return *this;
+    }
+    ~Capture() {
+        if (raw_ != nullptr) tutti_capture_destroy(raw_);
+    }
+    void commit() { detail::check(tutti_capture_commit(raw_)); }
+    void abort() { detail::check(tutti_capture_abort(raw_)); }
+    [[nodiscard]] tutti_capture_t *get() const noexcept { return raw_; }
+
+private:
+    tutti_capture_t *raw_ = nullptr;
+};
+
+}  // namespace tutti
+
+#endif

@@ -1,0 +1,845 @@
+"""libtutti for Python: one file, ctypes only.
+
+    import array, tutti
+
+    with tutti.World() as world:                 # under torchrun, mpirun or srun
+        values = array.array("f", [1.0] * 1024)
+        world.all_reduce(values)                 # in place, summed over all ranks
+
+Buffers are anything with the buffer protocol (array, bytearray, memoryview, NumPy), tensors with data_ptr() and dtype
+(PyTorch), objects with __cuda_array_interface__, or a bare address with dtype and count. The element type and the
+count come from the buffer where it knows them. The library is looked for at $TUTTI_LIBRARY, then beside this file, then
+by the system. Calls release the GIL. What fails raises tutti.Error.
+"""
+
+import ctypes
+import os
+import threading
+from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from enum import IntEnum
+
+__all__ = [
+    "Batch", "Capture", "Collective", "DType", "Error", "Failure", "Group", "Mode", "Op", "Request", "Status", "World",
+    "library_path", "set_log_callback", "unique_id", "version",
+]
+__version__ = "0.1.0"
+
+NEVER = -1
+"""A timeout: wait for ever. 0 is the default of the group."""
+UNIQUE_ID_BYTES = 128
+
+
+class Status(IntEnum):
+    SUCCESS = 0
+    INVALID_ARGUMENT = 1
+    INVALID_USAGE = 2
+    UNSUPPORTED = 3
+    OUT_OF_MEMORY = 4
+    SYSTEM_ERROR = 5
+    CUDA_ERROR = 6
+    COMMUNICATOR_ERROR = 7
+    TIMEOUT = 8
+    PEER_LOST = 9
+    ABORTED = 10
+    MISMATCH = 11
+    INTERNAL_ERROR = 12
+    IN_PROGRESS = 13
+
+
+class DType(IntEnum):
+    INT8 = 0
+    UINT8 = 1
+    INT32 = 2
+    UINT32 = 3
+    INT64 = 4
+    UINT64 = 5
+    FLOAT16 = 6
+    FLOAT32 = 7
+    FLOAT64 = 8
+    BFLOAT16 = 9
+    FLOAT8E4M3 = 10
+    FLOAT8E5M2 = 11
+    BOOL = 100
+    INT16 = 101
+    BYTES = 102
+
+
+class Op(IntEnum):
+    SUM = 0
+    PROD = 1
+    MAX = 2
+    MIN = 3
+    AVG = 4
+
+
+class Collective(IntEnum):
+    ALL_REDUCE = 0
+    ALL_GATHER = 1
+    REDUCE_SCATTER = 2
+    BROADCAST = 3
+    REDUCE = 4
+    GATHER = 5
+    SCATTER = 6
+    ALL_TO_ALL = 7
+    SEND = 8
+    RECV = 9
+    BARRIER = 10
+    ALL_GATHER_V = 11
+    REDUCE_SCATTER_V = 12
+    ALL_TO_ALL_V = 13
+
+
+class Mode(IntEnum):
+    NONE = 0
+    INPLACE = 1
+    OUTPLACE = 2
+    BOTH = 3
+
+
+class Error(RuntimeError):
+    """What failed, in the library's words; `status` says what kind of failure it was."""
+
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
+
+
+# ---- The C interface ---------------------------------------------------------------------------------------------
+
+
+class _WorldOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("size", c_int32), ("rank", c_int32), ("device_kind", c_int32), ("device", c_int32),
+        ("unique_id", c_void_p), ("unique_id_size", c_size_t), ("address", c_char_p),
+        ("all_gather", c_void_p), ("user", c_void_p),
+        ("timeout_ms", c_int64), ("flags", c_uint32), ("communicators", c_char_p),
+    ]
+
+
+class _GroupOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("name", c_char_p), ("timeout_ms", c_int64), ("flags", c_uint32),
+        ("communicators", c_char_p),
+    ]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("collective", c_int32), ("dtype", c_int32), ("op", c_int32), ("peer", c_int32),
+        ("tag", c_int64), ("flags", c_uint32), ("send", c_void_p), ("recv", c_void_p),
+        ("send_count", c_size_t), ("recv_count", c_size_t),
+        ("send_counts", POINTER(c_size_t)), ("send_displs", POINTER(c_size_t)),
+        ("recv_counts", POINTER(c_size_t)), ("recv_displs", POINTER(c_size_t)),
+        ("stream", c_void_p), ("timeout_ms", c_int64),
+    ]
+
+
+class _Failure(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("status", c_int32), ("rank", c_int32), ("collective", c_int32),
+        ("sequence", c_uint64),
+    ]
+
+
+_LogFn = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p, c_char_p)
+_AllGatherFn = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t, c_void_p)
+_HANDLE, _OUT = c_void_p, POINTER(c_void_p)
+_COUNTS = POINTER(c_size_t)
+_TEXT = (c_char_p, c_size_t, POINTER(c_size_t))
+
+# Every function that returns a status, with its arguments.
+_FUNCTIONS = {
+    "set_log_callback": (c_void_p, c_void_p),
+    "world_create": (POINTER(_WorldOptions), _OUT),
+    "world_create_local": (c_int32, POINTER(c_int32), POINTER(_WorldOptions), _OUT),
+    "unique_id_create": (c_char_p, c_size_t, POINTER(c_size_t)),
+    "group_create": (_HANDLE, POINTER(c_int32), c_size_t, POINTER(_GroupOptions), _OUT),
+    "group_split": (_HANDLE, c_int32, c_int32, POINTER(_GroupOptions), _OUT),
+    "group_rank": (_HANDLE, POINTER(c_int32)),
+    "group_size": (_HANDLE, POINTER(c_int32)),
+    "group_name": (_HANDLE, *_TEXT),
+    "group_check": (_HANDLE,),
+    "group_error": (_HANDLE, *_TEXT),
+    "group_failure": (_HANDLE, POINTER(_Failure)),
+    "group_alive": (_HANDLE, POINTER(c_uint8), c_size_t),
+    "group_cpu": (_HANDLE, _OUT),
+    "group_sync": (_HANDLE, c_int64),
+    "group_set_enabled": (_HANDLE, c_char_p, c_int32),
+    "group_abort": (_HANDLE,),
+    "group_destroy": (_HANDLE,),
+    "all_reduce": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
+    "all_reduce_auto": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p, _OUT),
+    "all_reduce_mode": (_HANDLE, c_size_t, c_int32, c_int32, c_uint32, POINTER(c_int32)),
+    "all_gather": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_void_p),
+    "reduce_scatter": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
+    "broadcast": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
+    "reduce": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_int32, c_void_p),
+    "gather": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
+    "scatter": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
+    "all_to_all": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_void_p),
+    "barrier": (_HANDLE, c_void_p),
+    "send": (_HANDLE, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
+    "recv": (_HANDLE, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
+    "sendrecv": (_HANDLE, c_void_p, c_size_t, c_int32, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
+    "all_gather_v": (_HANDLE, c_void_p, c_void_p, _COUNTS, _COUNTS, c_int32, c_void_p),
+    "reduce_scatter_v": (_HANDLE, c_void_p, c_void_p, _COUNTS, _COUNTS, c_int32, c_int32, c_void_p),
+    "all_to_all_v": (_HANDLE, c_void_p, _COUNTS, _COUNTS, c_void_p, _COUNTS, _COUNTS, c_int32, c_void_p),
+    "explain": (_HANDLE, c_int32, c_size_t, c_int32, c_int32, c_uint32, c_int32, *_TEXT),
+    "start": (_HANDLE, POINTER(_Call), _OUT),
+    "request_test": (_HANDLE,),
+    "request_wait": (_HANDLE, c_int64),
+    "request_free": (_HANDLE,),
+    "batch_begin": (),
+    "batch_end": (),
+    "mem_alloc": (_HANDLE, c_size_t, _OUT),
+    "mem_free": (c_void_p,),
+    "capture_begin": (_OUT, c_size_t, _OUT),
+    "capture_commit": (_HANDLE,),
+    "capture_abort": (_HANDLE,),
+    "capture_destroy": (_HANDLE,),
+}
+
+
+def _number(version):
+    major, minor, patch = (int(part) for part in version.split("."))
+    return 10000 * major + 100 * minor + patch
+
+
+def _load():
+    """The library, its path, and the C functions by their names without the prefix."""
+    soname = "libtutti.so." + __version__.split(".")[0]
+    here = os.path.dirname(os.path.realpath(__file__))
+    named = os.environ.get("TUTTI_LIBRARY")
+    beside = [os.path.join(here, soname), os.path.join(here, "libtutti.so")]
+    # `make install` puts this file into share/tutti/python and the library into lib of the same prefix.
+    beside.append(os.path.join(here, "..", "..", "..", "lib", soname))
+    path = named or next((path for path in beside if os.path.exists(path)), soname)
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        hint = "" if named else "; set TUTTI_LIBRARY to its path"
+        raise ImportError(f"tutti: cannot load {path}: {error}{hint}") from None
+    functions = {}
+    try:
+        library.tutti_version.restype = c_uint32
+        found = library.tutti_version()
+        if found // 100 != _number(__version__) // 100:
+            text = f"{found // 10000}.{found // 100 % 100}.{found % 100}"
+            raise ImportError(f"tutti: this module is of version {__version__}, but {path} is of version {text}")
+        library.tutti_last_error.restype = library.tutti_status_string.restype = c_char_p
+        library.tutti_status_string.argtypes = (c_int32,)
+        for name, arguments in _FUNCTIONS.items():
+            functions[name] = getattr(library, "tutti_" + name)
+            functions[name].restype, functions[name].argtypes = c_int32, arguments
+    except AttributeError as error:
+        raise ImportError(f"tutti: {path} is not the library of version {__version__}: {error}") from None
+    return library, path, functions
+
+
+_library, library_path, _functions = _load()
+
+
+def _check(status):
+    if status != Status.SUCCESS:
+        text = _library.tutti_last_error() or _library.tutti_status_string(status)
+        raise Error(_status(status), text.decode("utf-8", "replace"))
+
+
+def _status(code):
+    try:
+        return Status(code)
+    except ValueError:  # a later library knows more
+        return code
+
+
+def _call(name, *arguments):
+    _check(_functions[name](*arguments))
+
+
+def _out(name, *arguments, out=c_void_p):
+    """Calls a function whose last argument is an out-parameter, and returns what it wrote."""
+    result = out()
+    _call(name, *arguments, byref(result))
+    return result.value
+
+
+def _text(name, *arguments):
+    capacity = 4096
+    while True:
+        needed = c_size_t()
+        text = ctypes.create_string_buffer(capacity)
+        _call(name, *arguments, text, capacity, byref(needed))
+        if needed.value < capacity:
+            return text.value.decode("utf-8", "replace")
+        capacity = needed.value + 1
+
+
+def version():
+    """10000 * major + 100 * minor + patch of the library."""
+    return _library.tutti_version()
+
+
+# ---- Buffers -------------------------------------------------------------------------------------------------------
+
+
+class _PyBuffer(ctypes.Structure):
+    _fields_ = [
+        ("buf", c_void_p), ("obj", c_void_p), ("len", ctypes.c_ssize_t), ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int), ("ndim", ctypes.c_int), ("format", c_char_p), ("shape", c_void_p),
+        ("strides", c_void_p), ("suboffsets", c_void_p), ("internal", c_void_p),
+    ]
+
+
+_WRITABLE, _CONTIGUOUS_FORMAT = 1, 0x0008 | 0x0010 | 0x0004 | 0x0020  # PyBUF_ND | _STRIDES | _FORMAT | _C_CONTIGUOUS
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, POINTER(_PyBuffer), ctypes.c_int)
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (POINTER(_PyBuffer),)
+_release_buffer.restype = None
+
+_DTYPE_NAMES = {dtype.name.lower(): dtype for dtype in DType}
+_DTYPE_NAMES.update(float8_e4m3fn=DType.FLOAT8E4M3, float8_e5m2=DType.FLOAT8E5M2, bool_=DType.BOOL)
+_SIZES = {
+    DType.INT8: 1, DType.UINT8: 1, DType.INT32: 4, DType.UINT32: 4, DType.INT64: 8, DType.UINT64: 8, DType.FLOAT16: 2,
+    DType.FLOAT32: 4, DType.FLOAT64: 8, DType.BFLOAT16: 2, DType.FLOAT8E4M3: 1, DType.FLOAT8E5M2: 1, DType.BOOL: 1,
+    DType.INT16: 2, DType.BYTES: 1,
+}
+
+
+def _struct_dtype(code, size):
+    """The dtype of a struct or array-interface type code; None if there is none."""
+    kind = {"e": "f", "f": "f", "d": "f", "?": "bool", "b1": "bool"}.get(code)
+    if kind is None:
+        if code in ("c", "V", "s", "S"):
+            return DType.BYTES if size == 1 else None
+        kind = "i" if code in "bhilqn" else "u" if code in "BHILQN" else code
+    if kind == "bool":
+        return DType.BOOL
+    prefix = {"f": "FLOAT", "i": "INT", "u": "UINT"}.get(kind)
+    return DType.__members__.get(f"{prefix}{8 * size}") if prefix else None
+
+
+def dtype_of(value):
+    """A DType from a DType, its number, its name ("float16"), or a NumPy or PyTorch dtype."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
+    name = str(getattr(value, "name", None) or getattr(value, "__name__", None) or value).rpartition(".")[2].lower()
+    if name not in _DTYPE_NAMES:
+        raise ValueError(f"{value!r} is no dtype of libtutti")
+    return _DTYPE_NAMES[name]
+
+
+def _op(value):
+    return Op[value.upper()] if isinstance(value, str) else int(value)
+
+
+class _Buffer:
+    """Where the elements of an object lie. Keeps the object, and its memory in place, as long as it lives."""
+
+    __slots__ = ("address", "count", "dtype", "_held", "_exported")
+
+    def __init__(self, source, writable, dtype=None):
+        self.address, self.count, self.dtype, self._held, self._exported = None, None, None, source, None
+        if source is None:
+            pass
+        elif isinstance(source, int):
+            self.address = source
+        elif isinstance(source, c_void_p):
+            self.address = source.value
+        elif hasattr(source, "data_ptr"):  # a torch tensor
+            if not source.is_contiguous():
+                raise ValueError("the tensor is not contiguous")
+            self.address, self.count, self.dtype = source.data_ptr(), source.numel(), dtype_of(source.dtype)
+        elif hasattr(source, "__cuda_array_interface__"):
+            self._from_cuda(source.__cuda_array_interface__, writable)
+        else:
+            self._from_buffer(source, writable)
+        if dtype is not None:
+            wanted = dtype_of(dtype)
+            if self.count is not None and self.dtype is not None:
+                self.count = self.count * _SIZES[self.dtype] // _SIZES.get(wanted, 1)
+            self.dtype = wanted
+
+    def _from_cuda(self, interface, writable):
+        if interface.get("strides") is not None:
+            raise ValueError("the array is not contiguous")
+        self.address, readonly = interface["data"]
+        if writable and readonly:
+            raise ValueError("the array is read-only")
+        self.count = 1
+        for extent in interface["shape"]:
+            self.count *= extent
+        code = interface["typestr"]
+        self.dtype = _struct_dtype("b1" if code[1] == "b" else code[1], int(code[2:]))
+
+    def _from_buffer(self, source, writable):
+        view = _PyBuffer()
+        # Raises BufferError where the memory is read-only or not contiguous, TypeError where there is none.
+        _get_buffer(source, byref(view), _CONTIGUOUS_FORMAT | (_WRITABLE if writable else 0))
+        self._exported = view
+        self.address = view.buf
+        code = (view.format or b"B").decode().lstrip("@=<")
+        self.dtype = _struct_dtype(code, view.itemsize)
+        self.count = view.len // max(view.itemsize, 1)
+        if self.dtype is None:  # an opaque element: bytes
+            self.dtype, self.count = DType.BYTES, view.len
+
+    def __del__(self):
+        if self._exported is not None:
+            _release_buffer(byref(self._exported))
+
+
+def _stream(stream):
+    """A CUstream: an address, None, or an object that has one (torch and CuPy streams)."""
+    for name in ("cuda_stream", "ptr"):
+        if hasattr(stream, name):
+            return getattr(stream, name)
+    return stream
+
+
+class _Arguments:
+    """The buffers of one call, and the dtype and count they agree on."""
+
+    __slots__ = ("send", "recv", "dtype", "count")
+
+    def __init__(self, send, recv, dtype, count, counted):
+        in_place = recv is None
+        self.send = _Buffer(send, in_place, dtype)
+        self.recv = self.send if in_place or recv is send else _Buffer(recv, True, dtype)
+        known = [buffer.dtype for buffer in (self.send, self.recv) if buffer.dtype is not None]
+        if not known:
+            raise ValueError("an address has no element type: give dtype and count")
+        if len(set(known)) > 1:
+            raise ValueError(f"send has elements of {DType(known[0]).name}, recv of {DType(known[1]).name}")
+        self.dtype = known[0]
+        if count is None:
+            count = getattr(self, counted).count
+        if count is None:
+            raise ValueError("an address has no length: give count")
+        self.count = count
+        self.holds(counted, count)
+
+    def holds(self, which, elements):
+        have = getattr(self, which).count
+        if have is not None and have < elements:
+            raise ValueError(f"{which} has {have} elements; the call needs {elements}")
+
+
+# ---- Groups --------------------------------------------------------------------------------------------------------
+
+
+class Failure:
+    """A group's first failure: status, rank and collective (None: none named), sequence, and the sentence."""
+
+    def __init__(self, raw, text):
+        self.status = _status(raw.status)
+        self.rank = raw.rank if raw.rank >= 0 else None
+        self.collective = Collective(raw.collective) if raw.collective >= 0 else None
+        self.sequence = raw.sequence
+        self.text = text
+
+    def __repr__(self):
+        return f"Failure({self.text!r})"
+
+
+def _group_options(name, timeout_ms, deterministic, communicators):
+    return _GroupOptions(
+        struct_size=ctypes.sizeof(_GroupOptions), name=name.encode() if name else None, timeout_ms=timeout_ms,
+        flags=1 if deterministic else 0, communicators=communicators.encode() if communicators else None,
+    )
+
+
+class Group:
+    """Ordered ranks that communicate, as one of them sees them. Leaving its `with` block destroys it.
+
+    Two threads may not be inside calls of one group at once; abort, check and queries are free.
+    """
+
+    def __init__(self, handle, owned=True):
+        self._handle, self._owned = handle, owned
+        self._pending = None  # where the end of an open batch writes the handle
+
+    @property
+    def handle(self):
+        """The tutti_group_t *, as an integer, for other C libraries."""
+        if self._pending is not None:
+            raise Error(Status.INVALID_USAGE, "the group exists only after the end of its batch")
+        return self._handle
+
+    def __bool__(self):
+        return bool(self._handle)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
+
+    def destroy(self):
+        """Leaves the group. Local, and fine to repeat."""
+        handle, self._handle = self._handle, None
+        if handle and self._owned:
+            _call("group_destroy", handle)
+
+    # A group that is only forgotten lives on: when Python collects it is no moment other ranks could rely on.
+
+    def create(self, ranks, *, name=None, timeout_ms=0, deterministic=False, communicators=None):
+        """A group of these ranks, in this order; None on ranks that are no members."""
+        members = (c_int32 * len(ranks))(*ranks)
+        options = _group_options(name, timeout_ms, deterministic, communicators)
+        return self._made("group_create", self.handle, members, len(ranks), byref(options))
+
+    def split(self, color, key=0, *, name=None, timeout_ms=0, deterministic=False, communicators=None):
+        """One group for every color, ordered by key; None where color is below 0."""
+        options = _group_options(name, timeout_ms, deterministic, communicators)
+        return self._made("group_split", self.handle, color, key, byref(options))
+
+    def _made(self, name, *arguments):
+        out = c_void_p()
+        _call(name, *arguments, byref(out))
+        batch = Batch.current()
+        if batch is None:
+            return Group(out.value) if out.value else None
+        group = Group(None)
+        group._pending = out
+        batch._groups.append(group)
+        return group
+
+    @property
+    def rank(self):
+        return _out("group_rank", self.handle, out=c_int32)
+
+    @property
+    def size(self):
+        return _out("group_size", self.handle, out=c_int32)
+
+    @property
+    def name(self):
+        return _text("group_name", self.handle)
+
+    def check(self):
+        """Raises the group's first failure, if it has failed."""
+        _call("group_check", self.handle)
+
+    @property
+    def failure(self):
+        """The group's first failure, or None."""
+        raw = _Failure(struct_size=ctypes.sizeof(_Failure))
+        _call("group_failure", self.handle, byref(raw))
+        return Failure(raw, _text("group_error", self.handle)) if raw.status else None
+
+    def alive(self):
+        """For every rank, whether it is alive."""
+        alive = (c_uint8 * self.size)()
+        _call("group_alive", self.handle, alive, len(alive))
+        return [bool(rank) for rank in alive]
+
+    def cpu(self):
+        """The group of the same ranks whose buffers are host memory; it belongs to this one."""
+        return Group(_out("group_cpu", self.handle), owned=False)
+
+    def sync(self, timeout_ms=0):
+        """A barrier of the hosts."""
+        _call("group_sync", self.handle, timeout_ms)
+
+    def set_enabled(self, communicator, enabled):
+        """Lets a communicator serve calls or not, on all ranks alike."""
+        _call("group_set_enabled", self.handle, communicator.encode(), 1 if enabled else 0)
+
+    def abort(self):
+        """Fails the group on every rank and wakes all that wait in it."""
+        _call("group_abort", self.handle)
+
+    def all_reduce(self, send, recv=None, op=Op.SUM, *, dtype=None, count=None, stream=None):
+        """Reduces over all ranks; without recv in place."""
+        call = _Arguments(send, recv, dtype, count, "send")
+        call.holds("recv", call.count)
+        self._run("all_reduce", call, call.count, call.dtype, _op(op), _stream(stream))
+
+    def all_reduce_auto(self, buffer, scratch, op=Op.SUM, *, dtype=None, count=None, stream=None):
+        """Reduces to wherever that is fastest, and returns that: buffer or scratch."""
+        call = _Arguments(buffer, scratch, dtype, count, "send")
+        call.holds("recv", call.count)
+        where = c_void_p()
+        self._run("all_reduce_auto", call, call.count, call.dtype, _op(op), _stream(stream), byref(where))
+        return buffer if (where.value or 0) == (call.send.address or 0) else scratch
+
+    def all_reduce_mode(self, count, dtype, op=Op.SUM, flags=0):
+        """How an all_reduce could be served without a copy."""
+        return Mode(_out("all_reduce_mode", self.handle, count, dtype_of(dtype), _op(op), flags, out=c_int32))
+
+    def all_gather(self, send, recv, *, dtype=None, count=None, stream=None):
+        """Gathers every rank's `count` elements on every rank."""
+        call = _Arguments(send, recv, dtype, count, "send")
+        call.holds("recv", call.count * self.size)
+        self._run("all_gather", call, call.count, call.dtype, _stream(stream))
+
+    def reduce_scatter(self, send, recv, op=Op.SUM, *, dtype=None, count=None, stream=None):
+        """Reduces over all ranks and leaves each with its part; count is that of recv."""
+        call = _Arguments(send, recv, dtype, count, "recv")
+        call.holds("send", call.count * self.size)
+        self._run("reduce_scatter", call, call.count, call.dtype, _op(op), _stream(stream))
+
+    def broadcast(self, send, recv=None, root=0, *, dtype=None, count=None, stream=None):
+        """Copies the root's elements to every rank; without recv in place."""
+        call = _Arguments(send, recv, dtype, count, "recv")
+        self._run("broadcast", call, call.count, call.dtype, root, _stream(stream))
+
+    def reduce(self, send, recv=None, op=Op.SUM, root=0, *, dtype=None, count=None, stream=None):
+        """Reduces to the root; without recv in place there."""
+        call = _Arguments(send, recv, dtype, count, "send")
+        self._run("reduce", call, call.count, call.dtype, _op(op), root, _stream(stream))
+
+    def gather(self, send, recv=None, root=0, *, dtype=None, count=None, stream=None):
+        """Gathers every rank's elements on the root; recv is needed only there."""
+        call = _Arguments(send, recv if recv is not None else 0, dtype, count, "send")
+        self._run("gather", call, call.count, call.dtype, root, _stream(stream))
+
+    def scatter(self, send, recv, root=0, *, dtype=None, count=None, stream=None):
+        """Hands each rank its part of the root's elements; send (or None) is needed only there."""
+        call = _Arguments(send, recv, dtype, count, "recv")
+        self._run("scatter", call, call.count, call.dtype, root, _stream(stream))
+
+    def all_to_all(self, send, recv, *, dtype=None, count=None, stream=None):
+        """Sends part r to rank r; count is that of one part."""
+        if count is None:
+            count = _Buffer(send, False, dtype).count // self.size
+        call = _Arguments(send, recv, dtype, count, "send")
+        for which in ("send", "recv"):
+            call.holds(which, call.count * self.size)
+        self._run("all_to_all", call, call.count, call.dtype, _stream(stream))
+
+    def barrier(self, stream=None):
+        _call("barrier", self.handle, _stream(stream))
+
+    def send(self, buffer, peer, *, dtype=None, count=None, stream=None):
+        call = _Arguments(buffer, buffer, dtype, count, "send")
+        _call("send", self.handle, call.send.address, call.count, call.dtype, peer, _stream(stream))
+        self._keep(call)
+
+    def recv(self, buffer, peer, *, dtype=None, count=None, stream=None):
+        call = _Arguments(buffer, None, dtype, count, "recv")
+        _call("recv", self.handle, call.recv.address, call.count, call.dtype, peer, _stream(stream))
+        self._keep(call)
+
+    def _run(self, name, call, *rest):
+        _call(name, self.handle, call.send.address, call.recv.address, *rest)
+        self._keep((call, rest))
+
+    @staticmethod
+    def _keep(held):
+        """What the end of an open batch will read and write must live until then."""
+        batch = Batch.current()
+        if batch is not None:
+            batch._held.append(held)
+
+    def start(self, collective, send=None, recv=None, *, op=Op.SUM, peer=0, dtype=None, count=None, tag=0, flags=0,
+              stream=None, timeout_ms=0):
+        """Starts any collective; count is that of its own method. The request keeps the buffers alive."""
+        collective = Collective(collective)
+        raw = _Call(struct_size=ctypes.sizeof(_Call), collective=collective, op=_op(op), peer=peer, tag=tag,
+                    flags=flags, stream=_stream(stream), timeout_ms=timeout_ms)
+        held = None
+        if collective is not Collective.BARRIER:
+            counted = "recv" if collective in (Collective.REDUCE_SCATTER, Collective.SCATTER) else "send"
+            held = _Arguments(send, recv, dtype, count, counted)
+            raw.send, raw.recv = held.send.address, held.recv.address
+            raw.send_count, raw.dtype = held.count, held.dtype
+        return Request(_out("start", self.handle, byref(raw)), held)
+
+    def explain(self, collective=Collective.ALL_REDUCE, count=1, dtype=DType.FLOAT32, op=Op.SUM, *, flags=0, json=False):
+        """Which communicator serves such a call, and why the others do not: a table, or with json an object's text."""
+        return _text("explain", self.handle, int(collective), count, dtype_of(dtype), _op(op), flags, 1 if json else 0)
+
+    def mem_alloc(self, size):
+        """Memory that the group reaches without a copy, as an address; free it with tutti.mem_free."""
+        return _out("mem_alloc", self.handle, size)
+
+
+def mem_free(address):
+    _call("mem_free", address)
+
+
+class World(Group):
+    """All ranks that start together: without arguments by the environment of torchrun, mpirun or srun."""
+
+    def __init__(self, size=0, rank=0, *, unique_id=None, address=None, all_gather=None, device_kind=0, device=0,
+                 timeout_ms=0, deterministic=False, allow_unauthenticated=False, communicators=None):
+        options, held = _world_options(
+            size, rank, unique_id, address, all_gather, device_kind, device, timeout_ms, deterministic,
+            allow_unauthenticated, communicators)
+        handle = c_void_p()
+        status = _functions["world_create"](byref(options), byref(handle))
+        held.reraise()
+        _check(status)
+        super().__init__(handle.value)
+
+    @staticmethod
+    def local(size, *, devices=None, timeout_ms=0, deterministic=False, communicators=None):
+        """A world whose ranks all live in this process: a list of groups, one for each rank."""
+        options, _ = _world_options(0, 0, None, None, None, 0, 0, timeout_ms, deterministic, False, communicators)
+        if devices is not None and len(devices) != size:
+            raise ValueError("a local world takes one device for every rank")
+        ordinals = (c_int32 * size)(*devices) if devices is not None else None
+        ranks = (c_void_p * max(size, 1))()
+        _call("world_create_local", size, ordinals, byref(options), ranks)
+        return [Group(rank) for rank in ranks]
+
+
+class _Bootstrap:
+    """The caller's own all-gather as a C function, and what it raised: no exception may pass through C."""
+
+    def __init__(self, function, size):
+        self.raised = None
+
+        def gather(_, mine, size_in_bytes, everyone):
+            try:
+                result = function(ctypes.string_at(mine, size_in_bytes))
+                joined = result if isinstance(result, (bytes, bytearray)) else b"".join(result)
+                if len(joined) != size * size_in_bytes:
+                    raise ValueError(f"all_gather gave {len(joined)} bytes for {size} ranks of {size_in_bytes}")
+                ctypes.memmove(everyone, bytes(joined), len(joined))
+                return 0
+            except BaseException as error:  # KeyboardInterrupt too: it is raised again as soon as C has returned
+                self.raised = error
+                return 1
+
+        self.function = _AllGatherFn(gather) if function else None
+
+    def reraise(self):
+        if self.raised is not None:
+            raise self.raised
+
+
+def _world_options(size, rank, unique_id, address, all_gather, device_kind, device, timeout_ms, deterministic,
+                   allow_unauthenticated, communicators):
+    options = _WorldOptions(
+        struct_size=ctypes.sizeof(_WorldOptions), size=size, rank=rank, device_kind=device_kind, device=device,
+        address=address.encode() if address else None, timeout_ms=timeout_ms,
+        flags=(1 if deterministic else 0) | (2 if allow_unauthenticated else 0),
+        communicators=communicators.encode() if communicators else None,
+    )
+    held = _Bootstrap(all_gather, size)
+    if unique_id is not None:
+        held.id = ctypes.create_string_buffer(bytes(unique_id), len(unique_id))
+        options.unique_id, options.unique_id_size = ctypes.addressof(held.id), len(unique_id)
+    if held.function:
+        options.all_gather = ctypes.cast(held.function, c_void_p)
+    return options, held
+
+
+def unique_id():
+    """What the ranks of a new world share, as bytes. The process that makes it must hold rank 0."""
+    id = ctypes.create_string_buffer(UNIQUE_ID_BYTES)
+    needed = c_size_t()
+    _call("unique_id_create", id, UNIQUE_ID_BYTES, byref(needed))
+    return id.raw[:needed.value]
+
+
+# ---- Requests, batches, captures -----------------------------------------------------------------------------------
+
+
+class Request:
+    """A started call. Freeing an unfinished one aborts its group, because the others count on its buffers."""
+
+    def __init__(self, handle, held):
+        self._handle, self._held = handle, held
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.free()
+
+    def test(self):
+        """Whether the call is done. Goes on with every unfinished request of this thread."""
+        return self._done(_functions["request_test"](self._handle))
+
+    def wait(self, timeout_ms=NEVER):
+        """Waits until the call is done; False if timeout_ms ended first, and then nothing has failed."""
+        return self._done(_functions["request_wait"](self._handle, timeout_ms))
+
+    @staticmethod
+    def _done(status):
+        if status == Status.IN_PROGRESS:
+            return False
+        _check(status)
+        return True
+
+    def free(self):
+        handle, self._handle = self._handle, None
+        if handle:
+            _call("request_free", handle)
+        self._held = None
+
+
+class Batch:
+    """Calls of this thread, made together at the end of the `with` block; an exception in it makes none of them.
+
+    Groups made inside exist after the block; one that this rank does not belong to is then false.
+    """
+
+    _open = threading.local()
+
+    @staticmethod
+    def current():
+        return getattr(Batch._open, "batch", None)
+
+    def __enter__(self):
+        _call("batch_begin")
+        self._groups, self._held = [], []
+        Batch._open.batch = self
+        return self
+
+    def __exit__(self, kind, *_):
+        Batch._open.batch = None
+        if kind is not None:
+            _functions["barrier"](None, None)  # one refused call cancels a batch
+            _functions["batch_end"]()
+        else:
+            _call("batch_end")
+        for group in self._groups:
+            group._handle, group._pending = group._pending.value, None
+        self._groups, self._held = [], []
+
+
+class Capture:
+    """A capture session over groups: commit it once all graphs are captured, destroy it after the last replay."""
+
+    def __init__(self, groups):
+        handles = (c_void_p * max(len(groups), 1))(*(group.handle for group in groups))
+        self._handle = _out("capture_begin", handles, len(groups))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
+
+    def commit(self):
+        _call("capture_commit", self._handle)
+
+    def abort(self):
+        _call("capture_abort", self._handle)
+
+    def destroy(self):
+        handle, self._handle = self._handle, None
+        if handle:
+            _call("capture_destroy", handle)
+
+
+# ---- Logs ----------------------------------------------------------------------------------------------------------
+
+_log_function = None
+
+
+def set_log_callback(function):
+    """Sends the library's log to function(level, target, message); None: to nobody. Level 1 is an error, 5 a trace."""
+    global _log_function
+
+    def log(_, level, target, message):
+        function(level, target.decode("utf-8", "replace"), message.decode("utf-8", "replace"))
+
+    new = _LogFn(log) if function is not None else None
+    _call("set_log_callback", ctypes.cast(new, c_void_p) if new else None, None)
+    _log_function = new  # the former one is not running any more

@@ -1,0 +1,314 @@
+// The C++ interface: ownership, exceptions, typed calls, batches. What the calls themselves do is tested in C.
+#include <tutti.hpp>
+
+#include <condition_variable>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <numeric>
+#include <thread>
+#include <type_traits>
+
+#include "check.h"
+
+static_assert(!std::is_copy_constructible_v<tutti::Group> && !std::is_copy_assignable_v<tutti::Group>);
+static_assert(std::is_nothrow_move_constructible_v<tutti::Group> && std::is_nothrow_move_assignable_v<tutti::Group>);
+static_assert(!std::is_copy_constructible_v<tutti::Request> && std::is_nothrow_move_constructible_v<tutti::Request>);
+static_assert(!std::is_copy_constructible_v<tutti::Batch> && !std::is_move_constructible_v<tutti::Batch>);
+static_assert(std::is_nothrow_copy_constructible_v<tutti::GroupRef>);
+static_assert(std::is_base_of_v<std::runtime_error, tutti::Error>);
+static_assert(tutti::dtype_of<float> == tutti::DType::float32 && tutti::dtype_of<const double> == tutti::DType::float64);
+static_assert(tutti::dtype_of<char> == tutti::DType::int8 && tutti::dtype_of<unsigned long> == tutti::DType::uint64);
+static_assert(tutti::dtype_of<long long> == tutti::DType::int64 && tutti::dtype_of<std::byte> == tutti::DType::bytes);
+
+namespace {
+
+// Runs `body` on `size` threads, each with its own rank of one world.
+void threads(int size, const std::function<void(tutti::GroupRef)> &body) {
+    const tutti::UniqueId id = tutti::unique_id();
+    std::vector<std::thread> running;
+    for (int rank = 0; rank < size; rank++) {
+        running.emplace_back([&, rank] {
+            try {
+                tutti::WorldOptions options;
+                options.size = size;
+                options.rank = rank;
+                options.unique_id = id;
+                options.timeout = std::chrono::milliseconds(TIMEOUT_MS);
+                const tutti::Group world = tutti::world(options);
+                body(world);
+            } catch (const std::exception &error) {
+                fail(__FILE__, __LINE__, "rank %d: %s", rank, error.what());
+            }
+        });
+    }
+    for (std::thread &thread : running) thread.join();
+}
+
+// The status a call throws; success if it throws nothing.
+tutti::Status thrown(const std::function<void()> &call) {
+    try {
+        call();
+    } catch (const tutti::Error &error) {
+        CHECK(error.what()[0] != '\0');
+        return error.status();
+    }
+    return tutti::Status::success;
+}
+
+void typed_pointers_name_their_dtype() {
+    threads(3, [](tutti::GroupRef world) {
+        const int rank = world.rank(), size = world.size();
+        CHECK(size == 3);
+        std::vector<float> values(1000);
+        std::iota(values.begin(), values.end(), static_cast<float>(rank));
+        world.all_reduce(values.data(), values.size());
+        for (std::size_t i = 0; i < values.size(); i++) CHECK(values[i] == static_cast<float>(3 * i + 3));
+
+        const std::int64_t mine = 10 + rank;
+        std::int64_t largest = 0, all[3] = {0, 0, 0};
+        world.all_reduce(&mine, &largest, 1, tutti::Op::max);
+        CHECK(largest == 12);
+        world.all_gather(&mine, all, 1);
+        CHECK(all[0] == 10 && all[1] == 11 && all[2] == 12);
+
+        double parts[3] = {1, 2, 3}, part = 0;
+        world.reduce_scatter(parts, &part, 1);
+        CHECK(part == 3.0 * (rank + 1));
+
+        std::int16_t moved = static_cast<std::int16_t>(rank + 5); // no arithmetic, but it travels
+        world.broadcast(&moved, 1, 2);
+        CHECK(moved == 7);
+
+        const std::uint16_t one = 0x3c00; // float16 has no C++17 type: its dtype is named
+        std::uint16_t sum = 0;
+        world.all_reduce(&one, &sum, 1, tutti::DType::float16);
+        CHECK(sum == 0x4200);
+
+        std::int32_t rooted = 1, at_root = 0, to_all[3] = {rank, rank, rank}, from_all[3];
+        world.reduce(&rooted, &at_root, 1, tutti::DType::int32, tutti::Op::sum, 1);
+        CHECK(at_root == (rank == 1 ? 3 : 0));
+        world.all_to_all(to_all, from_all, 1, tutti::DType::int32);
+        CHECK(from_all[0] == 0 && from_all[1] == 1 && from_all[2] == 2);
+        world.gather(&rank, from_all, 1, tutti::DType::int32, 0);
+        world.scatter(from_all, &rooted, 1, tutti::DType::int32, 0);
+        CHECK(rooted == rank);
+        world.barrier();
+        world.sync();
+        CHECK(world.check() == tutti::Status::success && world.error().empty() && !world.failure());
+        CHECK(world.alive() == std::vector<bool>(3, true));
+        CHECK(world.cpu().size() == 3);
+        world.sync(); // a rank that has left is not alive any more
+    });
+}
+
+void groups_are_made_and_left_by_scope() {
+    threads(4, [](tutti::GroupRef world) {
+        const int rank = world.rank();
+        tutti::GroupOptions options;
+        options.name = "pair";
+        tutti::Group pair = world.split(rank / 2, 0, options);
+        CHECK(pair && pair.size() == 2 && pair.rank() == rank % 2 && pair.name().rfind("pair", 0) == 0);
+        std::int32_t value = rank;
+        pair.all_reduce(&value, 1);
+        CHECK(value == (rank < 2 ? 1 : 5));
+
+        tutti::Group moved = std::move(pair);
+        CHECK(moved && moved.size() == 2);
+        tutti::Group outer = world.create({3, 0});
+        CHECK(static_cast<bool>(outer) == (rank == 0 || rank == 3));
+        if (outer) CHECK(outer.rank() == (rank == 3 ? 0 : 1));
+        const tutti::Group none = world.split(rank == 0 ? -1 : 0);
+        CHECK(static_cast<bool>(none) == (rank != 0));
+        moved.reset();
+        CHECK(!moved);
+    });
+}
+
+void errors_carry_status_and_sentence() {
+    std::vector<tutti::Group> world = tutti::local_world(1);
+    float value = 1;
+    const auto bad_dtype = static_cast<tutti::DType>(55);
+    CHECK(thrown([&] { world[0].all_reduce(&value, &value, 1, bad_dtype); }) == tutti::Status::invalid_argument);
+    CHECK(thrown([&] { tutti::GroupRef().barrier(); }) == tutti::Status::invalid_argument);
+    CHECK(thrown([] { (void)tutti::local_world(0); }) == tutti::Status::invalid_argument);
+    CHECK(thrown([] { (void)tutti::local_world(2, {0}); }) == tutti::Status::invalid_argument);
+    CHECK(thrown([&] { world[0].all_gather_v(&value, &value, {1, 1}, {}, tutti::DType::float32); }) ==
+          tutti::Status::invalid_argument);
+    CHECK(std::strcmp(tutti::to_string(tutti::Status::mismatch), tutti_status_string(TUTTI_MISMATCH)) == 0);
+    CHECK(world[0].check() == tutti::Status::success);
+
+    world[0].abort();
+    CHECK(world[0].check() == tutti::Status::aborted);
+    CHECK(thrown([&] { world[0].barrier(); }) == tutti::Status::aborted);
+    const std::optional<tutti::Failure> failure = world[0].failure();
+    CHECK(failure && failure->status == tutti::Status::aborted && !world[0].error().empty());
+}
+
+void one_thread_drives_all_ranks_with_requests() {
+    std::vector<tutti::Group> world = tutti::local_world(3);
+    std::vector<std::int32_t> values = {1, 2, 3};
+    std::vector<tutti::Request> requests;
+    for (std::size_t rank = 0; rank < 3; rank++) {
+        requests.push_back(world[rank].start(tutti::Call::all_reduce(&values[rank], &values[rank], 1, tutti::DType::int32)));
+        if (rank < 2) CHECK(!requests[0].test());
+    }
+    CHECK(requests[2].wait_for(std::chrono::milliseconds(TIMEOUT_MS)));
+    for (tutti::Request &request : requests) request.wait();
+    CHECK(values == std::vector<std::int32_t>({6, 6, 6}));
+
+    // An unfinished request that is given up takes its group with it: others may count on its buffers.
+    { const tutti::Request given_up = world[0].start(tutti::Call::barrier()); }
+    CHECK(world[0].check() == tutti::Status::aborted);
+}
+
+void batches_make_groups_and_calls_for_all_ranks() {
+    std::vector<tutti::Group> world = tutti::local_world(4), pairs(4), columns(4);
+    {
+        tutti::Batch batch;
+        for (int rank = 0; rank < 4; rank++) {
+            const std::int32_t first = rank / 2 * 2;
+            batch.create(world[static_cast<std::size_t>(rank)], {first, first + 1}, pairs[static_cast<std::size_t>(rank)]);
+        }
+        batch.end();
+    }
+    {
+        tutti::Batch batch;
+        for (std::size_t rank = 0; rank < 4; rank++) batch.split(world[rank], static_cast<int>(rank % 2), 0, columns[rank]);
+        batch.end();
+    }
+    std::vector<double> row = {1, 2, 3, 4}, column = row;
+    tutti::Batch batch;
+    for (std::size_t rank = 0; rank < 4; rank++) {
+        pairs[rank].all_reduce(&row[rank], 1);
+        columns[rank].all_reduce(&column[rank], 1);
+    }
+    batch.end();
+    CHECK(row == std::vector<double>({3, 3, 7, 7}) && column == std::vector<double>({4, 6, 4, 6}));
+}
+
+void a_batch_left_by_an_exception_makes_nothing() {
+    std::vector<tutti::Group> world = tutti::local_world(2);
+    std::vector<float> values = {1, 2};
+    try {
+        tutti::Batch batch;
+        for (std::size_t rank = 0; rank < 2; rank++) world[rank].all_reduce(&values[rank], 1);
+        throw std::logic_error("the caller changed its mind");
+    } catch (const std::logic_error &) {
+    }
+    CHECK(values == std::vector<float>({1, 2}));
+    CHECK(world[0].check() == tutti::Status::success);
+    tutti::Batch batch; // none is open any more
+    for (std::size_t rank = 0; rank < 2; rank++) world[rank].all_reduce(&values[rank], 1);
+    batch.end();
+    CHECK(values == std::vector<float>({3, 3}));
+}
+
+// All ranks in one process exchange bytes over a table that stands for the caller's own network.
+struct Table {
+    std::mutex lock;
+    std::condition_variable changed;
+    std::vector<unsigned char> bytes;
+    std::size_t arrived = 0, round = 0;
+
+    void exchange(std::size_t rank, std::size_t size, const void *mine, std::size_t count, void *all) {
+        std::unique_lock<std::mutex> guard(lock);
+        bytes.resize(size * count);
+        std::memcpy(bytes.data() + rank * count, mine, count);
+        const std::size_t now = round;
+        if (++arrived == size) {
+            arrived = 0;
+            round++;
+            changed.notify_all();
+        }
+        changed.wait(guard, [&] { return round != now; });
+        std::memcpy(all, bytes.data(), size * count);
+        // Nobody starts the next round before all have read this one.
+        const std::size_t read = round;
+        if (++arrived == size) {
+            arrived = 0;
+            round++;
+            changed.notify_all();
+        }
+        changed.wait(guard, [&] { return round != read; });
+    }
+};
+
+void the_callers_own_bootstrap_makes_a_world() {
+    Table table;
+    std::vector<std::thread> running;
+    for (int rank = 0; rank < 3; rank++) {
+        running.emplace_back([&, rank] {
+            try {
+                tutti::WorldOptions options;
+                options.size = 3;
+                options.rank = rank;
+                options.all_gather = [&](const void *mine, std::size_t bytes, void *all) {
+                    table.exchange(static_cast<std::size_t>(rank), 3, mine, bytes, all);
+                };
+                const tutti::Group world = tutti::world(options);
+                std::int32_t value = rank;
+                world.all_reduce(&value, 1);
+                CHECK(value == 3);
+            } catch (const std::exception &error) {
+                fail(__FILE__, __LINE__, "rank %d: %s", rank, error.what());
+            }
+        });
+    }
+    for (std::thread &thread : running) thread.join();
+
+    tutti::WorldOptions options;
+    options.size = 2;
+    options.all_gather = [](const void *, std::size_t, void *) { throw std::logic_error("no network"); };
+    bool caught = false;
+    try {
+        (void)tutti::world(options);
+    } catch (const std::logic_error &error) { // what the bootstrap threw, not a status
+        caught = std::strcmp(error.what(), "no network") == 0;
+    }
+    CHECK(caught);
+}
+
+void explain_is_text_and_json() {
+    threads(2, [](tutti::GroupRef world) {
+        const std::string text = world.explain(tutti::Collective::all_reduce, 1 << 20, tutti::DType::bfloat16);
+        CHECK(text.find("all_reduce") != std::string::npos && text.size() > 100);
+        const std::string json = world.explain(tutti::Collective::all_reduce, 1 << 20, tutti::DType::bfloat16, tutti::Op::sum,
+                                               0, tutti::Format::json);
+        CHECK(json.front() == '{');
+        CHECK(world.all_reduce_mode(1, tutti::DType::float32) != tutti::Mode::none);
+        float buffer = 1, scratch = 0;
+        void *result = world.all_reduce_auto(&buffer, &scratch, 1, tutti::DType::float32);
+        CHECK(*static_cast<float *>(result) == 2);
+    });
+}
+
+void a_capture_session_on_cpu_groups_does_nothing() {
+    threads(2, [](tutti::GroupRef world) {
+        tutti::Capture session({world});
+        float value = 1;
+        world.all_reduce(&value, 1);
+        CHECK(value == 2);
+        session.commit();
+        tutti::Capture given_up({world});
+        given_up.abort();
+    });
+}
+
+const test_t TESTS[] = {
+    {"typed_pointers_name_their_dtype", typed_pointers_name_their_dtype},
+    {"groups_are_made_and_left_by_scope", groups_are_made_and_left_by_scope},
+    {"errors_carry_status_and_sentence", errors_carry_status_and_sentence},
+    {"one_thread_drives_all_ranks_with_requests", one_thread_drives_all_ranks_with_requests},
+    {"batches_make_groups_and_calls_for_all_ranks", batches_make_groups_and_calls_for_all_ranks},
+    {"a_batch_left_by_an_exception_makes_nothing", a_batch_left_by_an_exception_makes_nothing},
+    {"the_callers_own_bootstrap_makes_a_world", the_callers_own_bootstrap_makes_a_world},
+    {"explain_is_text_and_json", explain_is_text_and_json},
+    {"a_capture_session_on_cpu_groups_does_nothing", a_capture_session_on_cpu_groups_does_nothing},
+};
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    return run_tests(TESTS, sizeof TESTS / sizeof TESTS[0], argc, argv);
+}

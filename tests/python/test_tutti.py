@@ -1,0 +1,351 @@
+"""The ctypes module against the installed library. What the calls themselves do is tested in C."""
+
+import array
+import ctypes
+import faulthandler
+import json
+import os
+import subprocess
+import sys
+import threading
+import unittest
+
+import tutti
+
+TIMEOUT_MS = 60_000
+WATCHDOG_SECONDS = 240
+
+
+def on_threads(size, body):
+    """Runs body(world, rank) on every rank of a world of threads; raises what the first of them raised."""
+    unique_id, raised = tutti.unique_id(), []
+
+    def rank_main(rank):
+        try:
+            with tutti.World(size, rank, unique_id=unique_id, timeout_ms=TIMEOUT_MS) as world:
+                try:
+                    body(world, rank)
+                except BaseException:
+                    world.abort()  # the others wait for this rank
+                    raise
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]
+
+
+class Worlds(unittest.TestCase):
+    def test_the_library_is_the_one_of_this_module(self):
+        major, minor, patch = (int(part) for part in tutti.__version__.split("."))
+        self.assertEqual(tutti.version(), 10000 * major + 100 * minor + patch)
+
+    def test_ranks_that_are_threads_meet_through_a_unique_id(self):
+        def body(world, rank):
+            self.assertEqual((world.rank, world.size), (rank, 3))
+            world.barrier()
+            world.sync()
+            self.assertEqual(world.alive(), [True] * 3)
+            self.assertIsNone(world.failure)
+            world.check()
+            self.assertEqual(world.cpu().size, 3)
+            world.sync()  # a rank that has left is not alive any more
+
+        on_threads(3, body)
+
+    def test_processes_meet_through_the_environment(self):
+        program = (
+            "import array, tutti\n"
+            "with tutti.World() as world:\n"
+            "    values = array.array('d', [world.rank + 1.0] * 1000)\n"
+            "    world.all_reduce(values)\n"
+            "    assert list(values) == [6.0] * 1000, values[:3]\n"
+        )
+        ranks = []
+        for rank in range(3):
+            environment = dict(os.environ, RANK=str(rank), WORLD_SIZE="3", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="3",
+                               MASTER_ADDR="127.0.0.1", MASTER_PORT="29500", TORCHELASTIC_RUN_ID=f"python-{os.getpid()}")
+            ranks.append(subprocess.Popen([sys.executable, "-c", program], env=environment))
+        self.assertEqual([rank.wait(WATCHDOG_SECONDS) for rank in ranks], [0, 0, 0])
+
+    def test_the_callers_own_bootstrap_makes_a_world(self):
+        barrier, table = threading.Barrier(2, timeout=60), [b"", b""]
+
+        def rank_main(rank, results):
+            def all_gather(mine):
+                table[rank] = mine
+                barrier.wait()
+                everyone = list(table)
+                barrier.wait()
+                return everyone
+
+            with tutti.World(2, rank, all_gather=all_gather) as world:
+                values = array.array("i", [rank + 1])
+                world.all_reduce(values)
+                results[rank] = values[0]
+
+        results = [None, None]
+        threads = [threading.Thread(target=rank_main, args=(rank, results)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(results, [3, 3])
+
+    def test_what_the_bootstrap_raises_comes_back(self):
+        def all_gather(mine):
+            raise KeyError("no network")
+
+        with self.assertRaises(KeyError):
+            tutti.World(2, 0, all_gather=all_gather)
+
+    def test_groups_are_made_by_list_and_by_color(self):
+        def body(world, rank):
+            with world.split(rank % 2, name="half") as half:
+                values = array.array("q", [rank])
+                half.all_reduce(values)
+                self.assertEqual(values[0], 2 if rank % 2 == 0 else 4)
+                self.assertTrue(half.name.startswith("half"))
+            group = world.create([3, 0])
+            self.assertEqual(group is not None, rank in (0, 3))
+            if group is not None:
+                self.assertEqual(group.rank, 0 if rank == 3 else 1)
+                group.destroy()
+                group.destroy()
+            self.assertEqual(world.split(-1 if rank == 1 else 0) is None, rank == 1)
+
+        on_threads(4, body)
+
+
+class Buffers(unittest.TestCase):
+    def setUp(self):
+        self.world = tutti.World.local(1)[0]
+        self.addCleanup(self.world.destroy)
+
+    def test_element_types_come_from_the_buffer(self):
+        for code in "bBiIlLqQfd":
+            values, result = array.array(code, [1, 2, 3]), array.array(code, [0, 0, 0])
+            self.world.all_reduce(values, result)
+            self.assertEqual(values, result)
+        doubles = (ctypes.c_double * 2)(1.5, 2.5)
+        copy = bytearray(16)
+        self.world.all_reduce(doubles, memoryview(copy).cast("d"))
+        self.assertEqual(bytes(doubles), bytes(copy))
+
+    def test_input_may_be_read_only_and_output_may_not(self):
+        result = bytearray(3)
+        self.world.broadcast(b"abc", result)
+        self.assertEqual(result, b"abc")
+        with self.assertRaises(BufferError):
+            self.world.all_reduce(b"abc")
+        with self.assertRaises(BufferError):
+            self.world.all_reduce(memoryview(bytearray(8))[::2])  # not contiguous
+
+    def test_addresses_need_a_dtype_and_a_count(self):
+        values = (ctypes.c_float * 4)(1, 2, 3, 4)
+        result = (ctypes.c_float * 4)()
+        address, target = ctypes.addressof(values), ctypes.c_void_p(ctypes.addressof(result))
+        self.world.all_reduce(address, target, dtype="float32", count=4)
+        self.assertEqual(list(result), [1, 2, 3, 4])
+        with self.assertRaises(ValueError):
+            self.world.all_reduce(address, target, count=4)
+        with self.assertRaises(ValueError):
+            self.world.all_reduce(address, target, dtype=tutti.DType.FLOAT32)
+
+    def test_bytes_may_be_named_as_another_type(self):
+        halves = bytearray.fromhex("003c 0040")  # float16 1.0, 2.0
+        result = bytearray(4)
+        self.world.all_reduce(halves, result, dtype="float16")
+        self.assertEqual(halves, result)
+
+    def test_short_and_different_buffers_are_refused(self):
+        floats, doubles = array.array("f", [1, 2]), array.array("d", [1, 2])
+        with self.assertRaises(ValueError):
+            self.world.all_reduce(floats, doubles)
+        with self.assertRaises(ValueError):
+            self.world.all_reduce(floats, array.array("f", [0]))
+        with self.assertRaises(ValueError):
+            self.world.all_reduce(floats, count=3)
+        with self.assertRaises(TypeError):
+            self.world.all_reduce(object())
+
+    def test_tensors_are_taken_by_their_pointer(self):
+        memory = (ctypes.c_float * 3)(1, 2, 3)
+
+        class Tensor:  # what PyTorch's has
+            dtype = "torch.float32"
+
+            def data_ptr(self):
+                return ctypes.addressof(memory)
+
+            def numel(self):
+                return 3
+
+            def is_contiguous(self):
+                return True
+
+        result = array.array("f", [0, 0, 0])
+        self.world.all_reduce(Tensor(), result)
+        self.assertEqual(list(result), [1, 2, 3])
+
+    def test_a_buffer_cannot_move_while_a_request_uses_it(self):
+        ranks = tutti.World.local(2)
+        values = [bytearray(b"\1" * 8), bytearray(b"\2" * 8)]
+        first = ranks[0].start(tutti.Collective.ALL_REDUCE, values[0])
+        with self.assertRaises(BufferError):
+            values[0].append(0)
+        second = ranks[1].start(tutti.Collective.ALL_REDUCE, values[1])
+        second.wait()
+        first.wait()
+        self.assertEqual(values[0], b"\3" * 8)
+        first.free()
+        second.free()
+        values[0].append(0)
+        for rank in ranks:
+            rank.destroy()
+
+
+class Calls(unittest.TestCase):
+    def test_every_collective_does_what_its_name_says(self):
+        def body(world, rank):
+            size = world.size
+            mine = array.array("i", [10 * rank, 10 * rank + 1])
+            everyone = array.array("i", [0] * 2 * size)
+            world.all_gather(mine, everyone)
+            self.assertEqual(list(everyone), [0, 1, 10, 11, 20, 21])
+            part = array.array("i", [0, 0])
+            world.reduce_scatter(everyone, part, "max")
+            self.assertEqual(list(part), [10 * rank, 10 * rank + 1])
+            world.broadcast(mine, root=2)
+            self.assertEqual(list(mine), [20, 21])
+            world.reduce(mine, part, root=1)
+            self.assertEqual(list(part), [60, 63] if rank == 1 else [10 * rank, 10 * rank + 1])
+            world.gather(array.array("i", [rank, rank]), everyone if rank == 0 else None)
+            world.scatter(everyone if rank == 0 else None, part)
+            self.assertEqual(list(part), [rank, rank])
+            swapped = array.array("i", [0] * size)
+            world.all_to_all(array.array("i", [rank * size + to for to in range(size)]), swapped)
+            self.assertEqual(list(swapped), [source * size + rank for source in range(size)])
+            buffer, scratch = array.array("f", [1, 2]), array.array("f", [0, 0])
+            where = world.all_reduce_auto(buffer, scratch)
+            self.assertIn(id(where), (id(buffer), id(scratch)))
+            self.assertEqual(list(where), [3, 6])
+            self.assertNotEqual(world.all_reduce_mode(2, "float32"), tutti.Mode.NONE)
+
+        on_threads(3, body)
+
+    def test_one_thread_drives_all_ranks_with_requests_and_batches(self):
+        ranks = tutti.World.local(4)
+        values = [array.array("f", [rank] * 1000) for rank in range(4)]
+        requests = [ranks[rank].start(tutti.Collective.ALL_REDUCE, values[rank]) for rank in range(4)]
+        for request in reversed(requests):
+            self.assertTrue(request.wait())
+            request.free()
+        self.assertTrue(all(list(each) == [6.0] * 1000 for each in values))
+
+        with tutti.Batch():
+            pairs = [rank.split(number // 2) for number, rank in enumerate(ranks)]
+            outer = [rank.create([0, 3]) for rank in ranks]
+        self.assertEqual([pair.size for pair in pairs], [2] * 4)
+        self.assertEqual([bool(group) for group in outer], [True, False, False, True])
+        with tutti.Batch():
+            for pair, each in zip(pairs, values):
+                pair.all_reduce(each)
+        self.assertTrue(all(list(each) == [12.0] * 1000 for each in values))
+
+        with self.assertRaises(RuntimeError):
+            with tutti.Batch():
+                ranks[0].barrier()
+                raise RuntimeError("the caller changed its mind")
+        self.assertIsNone(ranks[0].failure)
+        for group in pairs + [outer[0], outer[3]] + ranks:
+            group.destroy()
+
+    def test_explain_is_a_table_or_json(self):
+        def body(world, rank):
+            self.assertIn("all_reduce", world.explain(count=1 << 20, dtype="bfloat16"))
+            self.assertIsInstance(json.loads(world.explain(json=True)), dict)
+
+        on_threads(2, body)
+
+    def test_a_capture_session_on_cpu_groups_does_nothing(self):
+        def body(world, rank):
+            with tutti.Capture([world]) as session:
+                values = array.array("i", [1])
+                world.all_reduce(values)
+                session.commit()
+            self.assertEqual(values[0], 2)
+
+        on_threads(2, body)
+
+
+class Failures(unittest.TestCase):
+    def test_errors_have_a_status_and_a_sentence(self):
+        world = tutti.World.local(1)[0]
+        with self.assertRaises(tutti.Error) as raised:
+            world.all_reduce(array.array("f", [1]), dtype=55)
+        self.assertEqual(raised.exception.status, tutti.Status.INVALID_ARGUMENT)
+        self.assertTrue(str(raised.exception))
+        world.destroy()
+        with self.assertRaises(tutti.Error):
+            world.barrier()
+
+    def test_an_aborted_group_says_so(self):
+        ranks = tutti.World.local(2)
+        request = ranks[0].start(tutti.Collective.BARRIER)
+        self.assertFalse(request.test())
+        self.assertFalse(request.wait(timeout_ms=5))
+        ranks[1].abort()
+        with self.assertRaises(tutti.Error) as raised:
+            request.wait()
+        self.assertEqual(raised.exception.status, tutti.Status.ABORTED)
+        failure = ranks[0].failure
+        self.assertEqual(failure.status, tutti.Status.ABORTED)
+        self.assertTrue(failure.text)
+        request.free()
+        for rank in ranks:
+            rank.destroy()
+
+    def test_logs_reach_the_callback(self):
+        lines = []
+        tutti.set_log_callback(lambda level, target, message: lines.append((level, target, message)))
+        self.addCleanup(tutti.set_log_callback, None)
+        for rank in tutti.World.local(2):
+            rank.destroy()
+        tutti.set_log_callback(None)
+        self.assertTrue(lines)
+        level, target, message = lines[0]
+        self.assertTrue(1 <= level <= 5 and target and message)
+
+
+class Loading(unittest.TestCase):
+    def load(self, **environment):
+        command = [sys.executable, "-c", "import tutti; print(tutti.library_path)"]
+        return subprocess.run(command, env=dict(os.environ, **environment), capture_output=True, text=True)
+
+    def test_a_missing_library_is_named(self):
+        result = self.load(TUTTI_LIBRARY="/no/such/libtutti.so")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("/no/such/libtutti.so", result.stderr)
+
+    def test_the_installed_tree_needs_no_variable(self):
+        environment = {name: value for name, value in os.environ.items() if name != "TUTTI_LIBRARY"}
+        command = [sys.executable, "-c", "import tutti; print(tutti.library_path)"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("libtutti.so", result.stdout)
+
+    def test_a_world_may_be_left_behind_at_exit(self):
+        program = "import tutti; ranks = tutti.World.local(3); request = ranks[0].start(tutti.Collective.BARRIER)"
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WATCHDOG_SECONDS)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(WATCHDOG_SECONDS, exit=True)
+    unittest.main(verbosity=2)
