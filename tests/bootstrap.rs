@@ -42,6 +42,14 @@ const WATCHDOG: Duration = Duration::from_secs(60);
 fn rank_process() {
     env_logger::builder().filter_level(log::LevelFilter::Debug).init();
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    if let Some(user) = number("TEST_USER") {
+        let user = rustix::process::Uid::from_raw(user as u32);
+        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+    }
+    if let Some(files) = number("TEST_FILES") {
+        let limit = rustix::process::Rlimit { current: Some(files), maximum: Some(files) };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    }
     for _ in 0..number("TEST_WORLDS").unwrap_or(1) {
         let mut options = options(number("TEST_TIMEOUT_MS").unwrap_or(20_000));
         options.unique_id = match std::env::var("TEST_ID").as_deref() {
@@ -58,7 +66,9 @@ fn rank_process() {
         let begin = Instant::now();
         match bootstrap::join(&options) {
             Ok(mesh) => {
-                exercise(&mesh);
+                if number("TEST_JOIN_ONLY").is_none() {
+                    exercise(&mesh);
+                }
                 let links: String = mesh.peers.iter().map(|peer| show_link(peer.link.as_ref())).collect();
                 let pidfds = mesh.peers.iter().filter(|peer| peer.pidfd.is_some()).count();
                 println!("\n@world {:x} {links} {pidfds}", mesh.uid);
@@ -365,6 +375,56 @@ fn ranks_that_never_come_are_named_to_all_who_did() {
 }
 
 #[test]
+fn the_least_patient_rank_decides_for_all() {
+    let outcomes = outcome_of_all(start(
+        [20_000, 900].iter().zip(0..).map(|(timeout, rank)| own_key(rank, 3).set("TEST_TIMEOUT_MS", timeout)),
+    ));
+    for outcome in outcomes {
+        assert_eq!(outcome.error().1, "rank 2 of 3 did not arrive within 0.9 s");
+    }
+}
+
+#[test]
+fn a_rank_that_may_open_no_more_files_says_so_to_all() {
+    // Standard streams, the harness and the way in take about a dozen.
+    for poor in [0, 2] {
+        let ranks = (0..12).map(|rank| own_key(rank, 12)).enumerate();
+        let ranks =
+            ranks.map(|(rank, environment)| if rank == poor { environment.set("TEST_FILES", 18) } else { environment });
+        for (rank, outcome) in outcome_of_all(start(ranks)).iter().enumerate() {
+            let (_, text, after) = outcome.error();
+            assert!(text.contains("ulimit -n"), "rank {rank}: {text}");
+            assert!(rank == poor || text.starts_with(&format!("rank {poor}")), "rank {rank}: {text}");
+            assert!(after < Duration::from_secs(10), "told, not timed out: {after:?}");
+        }
+    }
+}
+
+/// Whenever a rank is killed, the others end: with a world, or with an error that names it.
+#[test]
+fn a_rank_killed_at_any_moment_leaves_nobody_waiting() {
+    for round in 0..12u32 {
+        let two_hosts = two_hosts(4, 2);
+        let ranks = (0..4).map(|rank| if round % 2 == 0 { own_key(rank, 4) } else { two_hosts[rank as usize].clone() });
+        let mut processes = start(ranks.map(|rank| rank.set("TEST_JOIN_ONLY", 1).set("TEST_TIMEOUT_MS", 3000)));
+        let victim = (round / 2 % 3 + 1) as usize;
+        // Rank 0 logs arrivals; a little later each round, the victim is somewhere behind its arrival.
+        processes[0].await_log(&format!("rank {victim} of 4 has arrived"));
+        let moment = Instant::now() + Duration::from_micros(u64::from(round) * 150);
+        while Instant::now() < moment {
+            std::hint::spin_loop();
+        }
+        let mut killed = processes.remove(victim);
+        killed.kill();
+        for outcome in outcome_of_all(processes) {
+            if let Outcome::Error { text, .. } = &outcome {
+                assert!(text.contains(&format!("rank {victim}")) || text.contains("rank 0 left"), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_missing_rank_0_is_named() {
     let outcome = own_key(1, 2).set("TEST_TIMEOUT_MS", 300).start().outcome();
     assert_eq!(outcome.error().1, "rank 0 of 2 did not arrive within 0.3 s");
@@ -589,7 +649,11 @@ fn free_port() -> u16 {
 
 /// Ranks of a world whose first `split` ranks say they are on one host and the others that they are on another.
 fn two_hosts(size: u32, split: u32) -> Vec<Environment> {
-    let address = format!("127.0.0.1:{}", free_port());
+    two_hosts_at("127.0.0.1", size, split)
+}
+
+fn two_hosts_at(host: &str, size: u32, split: u32) -> Vec<Environment> {
+    let address = format!("{host}:{}", free_port());
     let rank = |rank| {
         own_key(rank, size)
             .set("TUTTI_ADDR", &address)
@@ -616,6 +680,35 @@ fn an_address_changes_nothing_for_ranks_of_one_host() {
         let (_, links, pidfds) = outcome.world();
         assert_eq!((links.matches('L').count(), pidfds), (2, 2));
     }
+}
+
+#[test]
+fn an_address_may_be_a_name_all_interfaces_or_ipv6() {
+    for host in ["localhost", "0.0.0.0", "[::1]"] {
+        if host == "[::1]" && TcpListener::bind("[::1]:0").is_err() {
+            eprintln!("skipped: this machine has no IPv6");
+            continue;
+        }
+        let outcomes = outcome_of_all(start(two_hosts_at(host, 3, 1)));
+        let links: Vec<&str> = outcomes.iter().map(|outcome| outcome.world().1).collect();
+        assert_eq!(links, ["-RR", "R-L", "RL-"]);
+    }
+}
+
+/// The kernel passes descriptors between users, but we do not: they cannot trust each other's memory.
+#[test]
+fn ranks_of_one_machine_that_may_not_share_descriptors_use_tcp() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: this user cannot become another one");
+        return;
+    }
+    let mut ranks = two_hosts(4, 4);
+    for rank in &mut ranks[2..] {
+        *rank = rank.clone().set("TEST_USER", 4711);
+    }
+    let outcomes = outcome_of_all(start(ranks));
+    let links: Vec<&str> = outcomes.iter().map(|outcome| outcome.world().1).collect();
+    assert_eq!(links, ["-LRR", "L-RR", "RR-L", "RRL-"]);
 }
 
 #[test]

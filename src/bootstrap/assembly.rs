@@ -21,13 +21,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{fd::OwnedFd, net::Shutdown};
+use rustix::{fd::OwnedFd, io::Errno, net::Shutdown};
 
 use super::{
     channel::{Broken, Channel},
     door::{Door, Visitor},
     plan::{NEEDS_ADDRESS, Patience, Plan, name_ranks},
-    tasks::{Crowd, First, race, sleep_until, until},
+    tasks::{Crowd, First, race, sleep, sleep_until, until},
     wire::{Contact, Hello, Message, error_of},
 };
 use crate::{
@@ -36,10 +36,12 @@ use crate::{
     topology::Facts,
 };
 
-/// How long a joiner may take to answer `Noted`: it only waits for it.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long a joiner may take to answer `Noted`. It only waits for it, but its machine may be very busy.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How long rank 0 still tells ranks on their way why there will be no world.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long to leave new connections alone when this process can open no more files.
+const FULL: Duration = Duration::from_millis(10);
 /// How long one rank may take to hear a verdict.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
@@ -95,6 +97,7 @@ impl<'a> Assembly<'a> {
         while self.guests.len() as u64 + 1 < u64::from(self.plan.size) {
             match race(race(door.next(), events.next()), sleep_until(self.patience.deadline)).await {
                 First::Left(First::Left(visitor)) => {
+                    let visitor = visitor.map_err(|errno| full(0, errno))?;
                     if let Some((hello, guest)) = self.judge(visitor)? {
                         self.greeted.push(guest.channel.clone());
                         events.push(attend(hello, guest));
@@ -297,11 +300,14 @@ impl<'a> Assembly<'a> {
         let awaited = if error.status() == Status::Timeout { 0 } else { others };
         let conversation = async {
             while farewells.len() > 0 || told < awaited {
-                if let First::Left(visitor) = race(door.next(), farewells.next()).await
-                    && matches!(visitor.message, Message::Hello(_) | Message::Foreign { .. })
-                {
-                    farewells.push(farewell(visitor.channel, verdict.clone()));
-                    told += 1;
+                match race(door.next(), farewells.next()).await {
+                    First::Left(Ok(visitor)) if visitor.message.is_greeting() => {
+                        farewells.push(farewell(visitor.channel, verdict.clone()));
+                        told += 1;
+                    }
+                    // No room until somebody was told.
+                    First::Left(Err(_)) => sleep(FULL).await,
+                    _ => {}
                 }
             }
         };
@@ -333,6 +339,11 @@ pub(super) async fn farewell(channel: Channel, verdict: Message) {
         }
     };
     until(Instant::now().checked_add(LAST_WORD), conversation).await;
+}
+
+/// A rank that cannot take all connections.
+pub(super) fn full(rank: u32, errno: Errno) -> Error {
+    Error::system(format_args!("rank {rank} cannot take the connections of all other ranks (raise `ulimit -n`)"), errno)
 }
 
 fn show_process(facts: &Facts) -> String {

@@ -185,14 +185,16 @@ impl Channel {
                             descriptors.extend(arrived);
                         }
                     }
+                    if descriptors.len() > MAX_DESCRIPTORS {
+                        return Err(Broken::Garbled);
+                    }
+                    // Cut off: more were sent than there is room for, which no rank does, or than we may open.
                     if received.flags.contains(ReturnFlags::CTRUNC) {
-                        return Err(Broken::DescriptorsLost);
+                        let sent_too_many = descriptors.len() == MAX_DESCRIPTORS;
+                        return Err(if sent_too_many { Broken::Garbled } else { Broken::DescriptorsLost });
                     }
                     if received.bytes == 0 {
                         return Err(Broken::Closed);
-                    }
-                    if descriptors.len() > MAX_DESCRIPTORS {
-                        return Err(Broken::Garbled);
                     }
                     filled += received.bytes;
                 }

@@ -7,12 +7,12 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::fd::OwnedFd;
+use rustix::{fd::OwnedFd, io::Errno};
 
 use super::{
     auth::{Trust, demand},
-    channel::{Channel, Listener, credentials},
-    tasks::{Crowd, First, race, sleep, until},
+    channel::{Broken, Channel, Listener, credentials},
+    tasks::{Crowd, First, give_way, race, until},
     wire::Message,
 };
 
@@ -20,8 +20,6 @@ use super::{
 const HEARING: Duration = Duration::from_secs(5);
 /// Visitors heard at once beside one per rank of the world.
 const EXTRA_VISITORS: usize = 64;
-/// How long to leave new connections alone when this process can open no more files.
-const FULL: Duration = Duration::from_millis(20);
 /// Refusals that are logged; the rest is only counted.
 const LOGGED: u64 = 10;
 
@@ -43,11 +41,19 @@ pub(super) struct Visitor {
     pub(super) descriptors: Vec<OwnedFd>,
 }
 
+/// Why somebody is not let in.
+enum Refused {
+    /// It did not do what is asked for.
+    For(String),
+    /// This process can open no more files.
+    Full(Errno),
+}
+
 /// A listener with the visitors that are being heard.
 pub(super) struct Door {
     listener: Listener,
     check: Check,
-    heard: Crowd<'static, Result<Visitor, String>>,
+    heard: Crowd<'static, Result<Visitor, Refused>>,
     limit: usize,
     refused: u64,
     /// Why the last one was not let in.
@@ -61,24 +67,33 @@ impl Door {
         Door { listener, check, heard: Crowd::new(), limit, refused: 0, reason: String::new() }
     }
 
-    /// The next visitor. Dropping this loses nobody.
-    pub(super) async fn next(&mut self) -> Visitor {
+    /// The next visitor; an error if this process is at its limits, and not because of strangers. Dropping this loses
+    /// nobody.
+    pub(super) async fn next(&mut self) -> Result<Visitor, Errno> {
         loop {
-            match race(self.heard.next(), self.listener.accept()).await {
-                First::Left(Ok(visitor)) => return visitor,
-                First::Left(Err(reason)) => self.refuse(reason),
+            let full = match race(self.heard.next(), self.listener.accept()).await {
+                First::Left(Ok(visitor)) => return Ok(visitor),
+                First::Left(Err(Refused::For(reason))) => {
+                    self.refuse(reason);
+                    continue;
+                }
                 First::Right(Ok(channel)) => {
                     while self.heard.len() >= self.limit {
                         self.heard.drop_oldest();
                         self.refuse("too many said nothing".into());
                     }
                     self.heard.push(hear(channel, self.check.clone()));
+                    // However fast strangers come, those who are inside already must be heard too.
+                    give_way().await;
+                    continue;
                 }
-                First::Right(Err(errno)) => {
-                    self.refuse(format!("accepting failed: {}", std::io::Error::from(errno)));
-                    sleep(FULL).await;
-                }
+                First::Left(Err(Refused::Full(errno))) | First::Right(Err(errno)) => errno,
+            };
+            if self.heard.len() == 0 {
+                return Err(full);
             }
+            self.heard.drop_oldest();
+            self.refuse(std::io::Error::from(full).to_string());
         }
     }
 
@@ -101,22 +116,25 @@ impl Door {
 }
 
 /// Hears one visitor out.
-async fn hear(channel: Channel, check: Check) -> Result<Visitor, String> {
+async fn hear(channel: Channel, check: Check) -> Result<Visitor, Refused> {
     let deadline = Instant::now().checked_add(HEARING);
+    let refused = |reason: &dyn std::fmt::Display| Refused::For(format!("{reason} ({})", channel.peer_name()));
     let conversation = async {
         if let Check::SameUser | Check::SameUserAnd(_) = check {
-            same_user(&channel)?;
+            same_user(&channel).map_err(|reason| refused(&reason))?;
         }
         if let Check::Trust(trust) | Check::SameUserAnd(trust) = &check {
-            demand(&channel, trust).await.map_err(|denied| denied.to_string())?;
+            demand(&channel, trust).await.map_err(|denied| refused(&denied))?;
         }
-        channel.receive().await.map_err(|broken| broken.to_string())
+        channel.receive().await.map_err(|broken| match broken {
+            Broken::DescriptorsLost => Refused::Full(Errno::MFILE),
+            broken => refused(&broken),
+        })
     };
-    match until(deadline, conversation).await {
-        Some(Ok((message, descriptors))) => Ok(Visitor { channel, message, descriptors }),
-        Some(Err(reason)) => Err(format!("{reason} ({})", channel.peer_name())),
-        None => Err(format!("nothing useful came within {} s from {}", HEARING.as_secs(), channel.peer_name())),
-    }
+    let outcome = until(deadline, conversation).await;
+    let silence = || refused(&format_args!("nothing useful came within {} s", HEARING.as_secs()));
+    let (message, descriptors) = outcome.unwrap_or_else(|| Err(silence()))?;
+    Ok(Visitor { channel, message, descriptors })
 }
 
 /// Whether the other end of a Unix socket belongs to this user.

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    io::Errno,
+};
 
 use super::{
     assembly::farewell,
@@ -86,7 +89,7 @@ impl<'a> Entry<'a> {
         match until(self.deadline, self.channel.receive()).await {
             Some(Ok((Message::Verdict { status, rank, text }, _))) => Err(error_of(status, rank, text)),
             Some(Ok(heard)) => Ok(heard),
-            Some(Err(broken)) => Err(lost(broken)),
+            Some(Err(broken)) => Err(lost(0, broken)),
             None => Err(self.silent()),
         }
     }
@@ -96,19 +99,19 @@ impl<'a> Entry<'a> {
         match until(self.deadline, self.channel.send(message, &[])).await {
             Some(Ok(())) => Ok(()),
             // Rank 0 says why before it closes.
-            Some(Err(broken)) => Err(self.hear().await.err().unwrap_or_else(|| lost(broken))),
+            Some(Err(broken)) => Err(self.hear().await.err().unwrap_or_else(|| lost(0, broken))),
             None => Err(self.silent()),
         }
     }
 
     /// Who is in the world.
     pub(super) async fn roster(&self) -> Result<Roster> {
-        let (Message::Roster { uid, nonce }, _) = self.hear().await? else { return Err(lost(Broken::Garbled)) };
+        let (Message::Roster { uid, nonce }, _) = self.hear().await? else { return Err(lost(0, Broken::Garbled)) };
         let mut members = Vec::new();
         for expected in 0..self.plan.size {
             match self.hear().await? {
                 (Message::Member { rank, contact, facts }, _) if rank == expected => members.push((contact, facts)),
-                _ => return Err(lost(Broken::Garbled)),
+                _ => return Err(lost(0, Broken::Garbled)),
             }
         }
         Ok(Roster { uid, nonce, members })
@@ -119,7 +122,7 @@ impl<'a> Entry<'a> {
         self.tell(&Message::Ready).await?;
         match self.hear().await? {
             (Message::Commit, _) => Ok(()),
-            _ => Err(lost(Broken::Garbled)),
+            _ => Err(lost(0, Broken::Garbled)),
         }
     }
 
@@ -170,7 +173,10 @@ pub(super) async fn challenge(plan: &Plan, rival: &Channel) -> Option<Error> {
     }
 }
 
-/// Rank 0 is gone.
-pub(super) fn lost(broken: Broken) -> Error {
-    Error::failed(Status::PeerLost, Some(0), format_args!("rank 0 left while the world was made: {broken}"))
+/// What a broken channel to a rank means.
+pub(super) fn lost(rank: u32, broken: Broken) -> Error {
+    if broken == Broken::DescriptorsLost {
+        return Error::system("the connections to the other ranks cannot be kept (raise `ulimit -n`)", Errno::MFILE);
+    }
+    Error::failed(Status::PeerLost, Some(rank), format_args!("rank {rank} left while the world was made: {broken}"))
 }

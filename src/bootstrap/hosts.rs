@@ -22,7 +22,7 @@ use rustix::{
 };
 
 use super::{
-    assembly::Assembly,
+    assembly::{Assembly, full},
     auth::{Denied, Trust, prove},
     channel::{Broken, Channel, Listener, connect_tcp, connect_unix, credentials},
     deal::{Gift, Misdeal, Seat, deal, own_pidfd, take},
@@ -206,8 +206,10 @@ async fn assemble(
         Message::Led { rank, leader } if rank == from && leader <= rank => Some(leader),
         _ => None,
     });
-    let First::Left(reported) = race(reported, near.serve()).await;
-    let mut leaders = reported?;
+    let mut leaders = match race(reported, near.serve()).await {
+        First::Left(reported) => reported?,
+        First::Right(error) => return Err(error),
+    };
     leaders.insert(0, 0);
     if let Some((&rank, &leader)) = leaders.iter().find(|(_, leader)| leaders.get(leader) != Some(leader)) {
         let text = format!("rank {rank} says rank {leader} is the lowest rank on its host, but that is led by another");
@@ -347,13 +349,15 @@ async fn settle(
         for expected in 0..plan.size {
             match entry.hear().await?.0 {
                 Message::Led { rank, leader } if rank == expected && leader <= rank => leaders.insert(rank, leader),
-                _ => return Err(lost(Broken::Garbled)),
+                _ => return Err(lost(0, Broken::Garbled)),
             };
         }
         Ok((leaders, leader))
     };
-    let First::Left(talked) = race(talk, near.serve()).await;
-    let (leaders, leader) = talked?;
+    let (leaders, leader) = match race(talk, near.serve()).await {
+        First::Left(talked) => talked?,
+        First::Right(error) => return Err(error),
+    };
     let neighbours = near.led(&leaders)?;
     Ok((leaders, neighbours, leader.map(|(_, channel)| channel)))
 }
@@ -362,7 +366,7 @@ async fn settle(
 async fn unless_told<T>(entry: &Entry<'_>, task: impl Future<Output = Result<T>>) -> Result<T> {
     match until(entry.deadline, race(task, entry.channel.readable())).await {
         Some(First::Left(outcome)) => outcome,
-        Some(First::Right(())) => Err(entry.hear().await.err().unwrap_or_else(|| lost(Broken::Garbled))),
+        Some(First::Right(())) => Err(entry.hear().await.err().unwrap_or_else(|| lost(0, Broken::Garbled))),
         None => Err(entry.silent()),
     }
 }
@@ -434,10 +438,14 @@ impl<'a> Near<'a> {
         Near { plan, trust, members, door, came: BTreeMap::new() }
     }
 
-    /// Passes a descriptor to everybody who asks for one.
-    async fn serve(&mut self) -> std::convert::Infallible {
+    /// Passes a descriptor to everybody who asks for one, until that is no longer possible.
+    async fn serve(&mut self) -> Error {
         loop {
-            let Visitor { channel, message, mut descriptors } = self.door.next().await;
+            let visitor = self.door.next().await;
+            let Visitor { channel, message, mut descriptors } = match visitor {
+                Ok(visitor) => visitor,
+                Err(errno) => return full(self.plan.rank, errno),
+            };
             let Message::Here { rank } = message else { continue };
             let Some((_, facts)) = self.members.get(rank as usize).filter(|_| rank > self.plan.rank) else { continue };
             let token = eventfd(0, EventfdFlags::CLOEXEC);
@@ -491,7 +499,7 @@ async fn deal_to(plan: &Plan, near: &BTreeMap<u32, Neighbour>, pidfd: Option<&Ow
     let seats: Vec<Seat<'_>> = std::iter::once(own).chain(others).collect();
     match until(plan.patience.deadline, deal(&seats)).await {
         Some(Ok(())) => Ok(()),
-        Some(Err(Misdeal::Rank(rank, broken))) => Err(left(rank, broken)),
+        Some(Err(Misdeal::Rank(rank, broken))) => Err(lost(rank, broken)),
         Some(Err(Misdeal::Own(error))) => Err(error),
         None => Err(unconnected(plan, &near.keys().copied().collect::<Vec<_>>())),
     }
@@ -521,9 +529,9 @@ async fn near_links(
         match until(plan.patience.deadline, channel.receive()).await {
             Some(Ok((message, descriptors))) => {
                 take(&mut gifts, (plan.rank, leader), &message, descriptors)
-                    .ok_or_else(|| left(leader, Broken::Garbled))?;
+                    .ok_or_else(|| lost(leader, Broken::Garbled))?;
             }
-            Some(Err(broken)) => return Err(left(leader, broken)),
+            Some(Err(broken)) => return Err(lost(leader, broken)),
             None => return Err(unconnected(plan, &[leader])),
         }
     }
@@ -564,7 +572,8 @@ async fn far_links(
                 );
                 return Err(Error::failed(Status::SystemError, Some(rank), text));
             }
-            Some(First::Right(visitor)) => match visitor.message {
+            Some(First::Right(Err(errno))) => return Err(full(plan.rank, errno)),
+            Some(First::Right(Ok(visitor))) => match visitor.message {
                 Message::Here { rank } if rank > plan.rank && waiting.contains(&rank) => {
                     // An answer that does not arrive is the caller's to notice; it will call again.
                     if visitor.channel.send(&Message::Here { rank: plan.rank }, &[]).await.is_err() {
@@ -599,10 +608,6 @@ async fn call(plan: &Plan, trust: &Trust, rank: u32, address: SocketAddr) -> Res
             outcome => return outcome,
         }
     }
-}
-
-fn left(rank: u32, broken: Broken) -> Error {
-    Error::failed(Status::PeerLost, Some(rank), format_args!("rank {rank} left while the world was made: {broken}"))
 }
 
 fn unconnected(plan: &Plan, ranks: &[u32]) -> Error {

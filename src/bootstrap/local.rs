@@ -161,7 +161,7 @@ async fn follow(plan: &Plan) -> Result<Mesh> {
         let mut gifts = BTreeMap::new();
         for _ in 1..plan.size {
             let (message, descriptors) = entry.hear().await?;
-            take(&mut gifts, (plan.rank, 0), &message, descriptors).ok_or_else(|| lost(Broken::Garbled))?;
+            take(&mut gifts, (plan.rank, 0), &message, descriptors).ok_or_else(|| lost(0, Broken::Garbled))?;
         }
         entry.finish().await?;
         Ok((roster, gifts))

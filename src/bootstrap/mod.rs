@@ -35,6 +35,8 @@ mod door;
 mod entry;
 mod environment;
 mod gathered;
+#[cfg(test)]
+mod hostile;
 mod hosts;
 mod local;
 pub mod mapping;

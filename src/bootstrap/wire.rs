@@ -94,10 +94,19 @@ impl Message {
             _ => Some(rank),
         };
         let mut text = error.to_string();
+        let own = matches!(error, Error::System { .. } | Error::OutOfMemory(_) | Error::Internal(_));
+        if own && !text.starts_with(&format!("rank {rank} ")) {
+            text = format!("rank {rank}: {text}");
+        }
         while text.len() > MAX_TEXT {
             text.pop();
         }
         Message::Verdict { status: error.status(), rank: named, text }
+    }
+
+    /// Whether somebody says hello, in any version.
+    pub(super) fn is_greeting(&self) -> bool {
+        matches!(self, Message::Hello(_) | Message::Foreign { .. })
     }
 
     /// How many descriptors belong to the message; a greeting's is optional.
