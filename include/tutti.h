@@ -307,7 +307,8 @@ typedef int32_t tutti_status_t;
 ///
 /// `level` is TUTTI_LOG_ERROR to TUTTI_LOG_TRACE; `target` names the part of the library; both texts are UTF-8,
 /// end with NUL, and are gone when the function returns. It is called from any thread, from several at once, and
-/// must not throw, unwind or wait for a thread that is inside this library.
+/// must not throw, unwind, wait for a thread that is inside this library, or call a function of it that takes a group:
+/// the record may come from the midst of such a call.
 typedef void (*tutti_log_fn)(void *user, int32_t level, const char *target, const char *message);
 
 /// How this rank finds its world. All zero but struct_size: everything from the environment.
@@ -363,7 +364,7 @@ typedef struct tutti_group tutti_group_t;
 struct tutti_group_options {
     /// sizeof(tutti_group_options_t) as the caller was compiled.
     size_t struct_size;
-    /// The group's name in texts, up to 255 bytes of UTF-8. NULL or "": made up. A number is appended where it is taken.
+    /// The group's name in texts, up to 255 bytes of UTF-8. NULL or "": made up.
     const char *name;
     /// The deadline of the group's calls: milliseconds, TUTTI_TIMEOUT_DEFAULT (the parent's) or TUTTI_TIMEOUT_NEVER.
     int64_t timeout_ms;

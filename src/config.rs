@@ -139,7 +139,7 @@ pub const FLAG_ALLOW_UNAUTHENTICATED: u32 = 2;
 /// What a group is made with; all of it *group* settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupOptions {
-    /// The name in texts; a number is appended where it is taken.
+    /// The name in texts.
     pub name: Option<String>,
     /// The deadline of calls that name none.
     pub timeout: Timeout,

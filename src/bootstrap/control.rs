@@ -20,10 +20,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags,
-    },
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags},
 };
 
 use super::{
@@ -31,7 +28,8 @@ use super::{
     mesh::{Link, Mesh},
 };
 use crate::{
-    error::{Error, Result, Status},
+    dtype::Collective,
+    error::{Failure, Status},
     topology::Facts,
 };
 
@@ -229,14 +227,19 @@ impl Endpoint {
         })
     }
 
+    /// The tag of the newest message of a peer in a channel.
+    pub fn newest(&self, peer: u32, channel: u64) -> Option<u64> {
+        self.with(|state| {
+            state.read(peer);
+            state.mail.get(&(channel, peer)).and_then(VecDeque::back).map(|message| message.tag)
+        })
+    }
+
     /// Moves whatever can be moved: sends what is kept, reads what has come.
     pub fn progress(&self) {
         self.with(|state| {
             for peer in 0..state.connections.len() as u32 {
-                if let Some(connection) = state.connections[peer as usize].as_mut() {
-                    connection.flush();
-                    state.read(peer);
-                }
+                state.read(peer);
             }
         });
     }
@@ -379,6 +382,10 @@ pub fn wait_for_any(endpoints: &[&Endpoint], at_most: Duration) {
                 dead.store(true, Ordering::Relaxed);
             }
         }
+        // Everything that has come is moved, whoever it is for: left where it is, it would end the next sleep at once.
+        for endpoint in endpoints {
+            endpoint.progress();
+        }
     }
 }
 
@@ -390,6 +397,8 @@ impl State {
     /// Reads what `peer` has sent and sorts whole frames into mailboxes.
     fn read(&mut self, peer: u32) {
         let Some(connection) = self.connections[peer as usize].as_mut() else { return };
+        // Whoever waits for an answer makes sure that the question leaves.
+        connection.flush();
         connection.fill();
         while let Some((kind, channel, message)) = connection.next_frame() {
             let Some(members) = self.channels.get(&channel) else { continue };
@@ -436,10 +445,8 @@ impl Connection {
                 Ok(got) => {
                     self.inbox.extend_from_slice(&buffer[..got]);
                     self.heard = Instant::now();
+                    // A short read says nothing: one ends at every message that brings descriptors.
                     taken += got;
-                    if got < buffer.len() {
-                        return;
-                    }
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
@@ -490,21 +497,29 @@ impl Drop for Endpoint {
     }
 }
 
-/// Encodes a failure's status for a message; the text follows.
-pub(super) fn encode_failure(status: Status, rank: Option<u32>, text: &str) -> Vec<u8> {
-    let mut body = Vec::with_capacity(8 + text.len());
-    body.extend_from_slice(&(status as i32).to_le_bytes());
-    body.extend_from_slice(&rank.map_or(-1_i32, |rank| rank as i32).to_le_bytes());
-    body.extend_from_slice(text.as_bytes());
+/// Encodes a failure for a message: status, rank, collective (-1: none), sequence, text.
+pub(super) fn encode_failure(failure: &Failure) -> Vec<u8> {
+    let mut body = Vec::with_capacity(20 + failure.text.len());
+    body.extend_from_slice(&(failure.status as i32).to_le_bytes());
+    body.extend_from_slice(&failure.rank.map_or(-1_i32, |rank| rank as i32).to_le_bytes());
+    body.extend_from_slice(&failure.collective.map_or(-1_i32, |collective| collective as i32).to_le_bytes());
+    body.extend_from_slice(&failure.sequence.to_le_bytes());
+    body.extend_from_slice(failure.text.as_bytes());
+    body.truncate(LONGEST_BODY);
     body
 }
 
 /// Decodes what [`encode_failure`] made.
-pub(super) fn decode_failure(body: &[u8]) -> Error {
+pub(super) fn decode_failure(body: &[u8]) -> Failure {
     let int = |at: usize| body.get(at..at + 4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let status = int(0).and_then(Status::from_code).unwrap_or(Status::CommunicatorError);
-    let rank = int(4).and_then(|rank| u32::try_from(rank).ok());
-    Error::failed(status, rank, String::from_utf8_lossy(body.get(8..).unwrap_or_default()))
+    let sequence = int(12).zip(int(16)).map_or(0, |(low, high)| u64::from(low as u32) | u64::from(high as u32) << 32);
+    Failure {
+        status: int(0).and_then(Status::from_code).unwrap_or(Status::CommunicatorError),
+        rank: int(4).and_then(|rank| u32::try_from(rank).ok()),
+        collective: int(8).and_then(|code| Collective::parse(code).ok()),
+        sequence,
+        text: String::from_utf8_lossy(body.get(20..).unwrap_or_default()).into_owned(),
+    }
 }
 
 /// One `sendmsg`: some of `bytes`, with the descriptors before the first.
@@ -536,10 +551,6 @@ fn receive_some(
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
-    }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
-        // The kernel dropped some: the frame that misses them will say so.
-        log::warn!(target: "tutti::bootstrap", "descriptors of a peer were dropped by the kernel");
     }
     Ok(received.bytes)
 }

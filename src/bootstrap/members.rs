@@ -8,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use super::{
     board::Board,
     control::{self, Endpoint, Kind, Loss},
     mapping::Mapping,
-    session::Session,
+    session::{self, Session},
 };
 use crate::{
     error::{Error, Failure, Result, Status},
@@ -53,8 +53,8 @@ pub struct Members {
     crowded: bool,
     /// Sessions begun with each member on [`Channel::Creations`].
     creations: Mutex<Vec<u64>>,
-    /// Sessions begun on [`Channel::Control`].
-    controls: AtomicU64,
+    /// Sessions begun with each member on [`Channel::Control`].
+    controls: Mutex<Vec<u64>>,
     /// Set by this process when its handle is destroyed.
     closed: AtomicBool,
 }
@@ -67,6 +67,7 @@ impl Members {
     pub fn new(name: String, uid: u64, ranks: Vec<u32>, endpoint: Arc<Endpoint>, board: Board) -> Result<Arc<Self>> {
         let rank = position(&ranks, endpoint.rank())?;
         let creations = Mutex::new(vec![0; ranks.len()]);
+        let controls = Mutex::new(vec![0; ranks.len()]);
         let crowded = is_crowded(&endpoint);
         let members = Arc::new(Members {
             name,
@@ -77,7 +78,7 @@ impl Members {
             board,
             crowded,
             creations,
-            controls: AtomicU64::new(0),
+            controls,
             closed: AtomicBool::new(false),
         });
         for channel in Self::CHANNELS {
@@ -148,35 +149,60 @@ impl Members {
 
     /// A session of all members, to be begun in the same order by all.
     pub fn session(self: &Arc<Self>, deadline: Option<Instant>, subject: String) -> Session {
-        let number = self.controls.fetch_add(1, Ordering::Relaxed) + 1;
-        let numbers = vec![number; self.ranks.len()];
-        let channel = self.channel(Channel::Control);
-        Session::new(self.endpoint.clone(), channel, self.ranks.clone(), numbers, deadline, subject)
-            .within(self.clone())
+        let all: Vec<u32> = (0..self.size()).collect();
+        self.begin(Channel::Control, &self.controls, &all, deadline, subject)
     }
 
     /// A session of some members (group ranks), to be begun in the same order by each two of them.
     pub fn session_of(self: &Arc<Self>, ranks: &[u32], deadline: Option<Instant>, subject: String) -> Session {
-        let mut creations = self.creations.lock().unwrap_or_else(PoisonError::into_inner);
-        let numbers = ranks
-            .iter()
-            .map(|rank| {
-                creations[*rank as usize] += 1;
-                creations[*rank as usize]
-            })
-            .collect();
+        self.begin(Channel::Creations, &self.creations, ranks, deadline, subject)
+    }
+
+    /// Begins a session, and counts it with each of `ranks`.
+    ///
+    /// A rank that has missed sessions (it refused to begin one, or failed before it could) learns here how far a
+    /// peer has come, from the newest of its mail: what is older is over, and the peer will not answer to it.
+    fn begin(
+        self: &Arc<Self>,
+        channel: Channel,
+        counts: &Mutex<Vec<u64>>,
+        ranks: &[u32],
+        deadline: Option<Instant>,
+        subject: String,
+    ) -> Session {
+        let channel = self.channel(channel);
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = Vec::with_capacity(ranks.len());
+        for rank in ranks {
+            let newest = self.endpoint.newest(self.world_rank(*rank), channel).map_or(0, session::number_of);
+            let count = &mut counts[*rank as usize];
+            *count = (*count + 1).max(newest);
+            numbers.push(*count);
+        }
         let ranks = ranks.iter().map(|rank| self.world_rank(*rank)).collect();
-        let channel = self.channel(Channel::Creations);
         Session::new(self.endpoint.clone(), channel, ranks, numbers, deadline, subject).within(self.clone())
     }
 
     /// Records that the group has failed, unless it has already, and wakes everybody. Returns the first failure.
     pub fn fail(&self, failure: Failure) -> Failure {
         if self.board.fail(&failure) && !self.board.is_shared() {
-            let body = control::encode_failure(failure.status, failure.rank, &failure.text);
-            self.tell_all(Kind::Fail, &body);
+            self.tell_all(Kind::Fail, &control::encode_failure(&failure));
         }
         self.failure().unwrap_or(failure)
+    }
+
+    /// [`Members::fail`] for an error that names no call.
+    pub fn fail_with(&self, error: Error) -> Failure {
+        self.fail(match error {
+            Error::Failed(failure) => *failure,
+            error => Failure {
+                status: error.status(),
+                rank: Some(self.rank),
+                collective: None,
+                sequence: 0,
+                text: error.to_string(),
+            },
+        })
     }
 
     /// The group's first failure.
@@ -191,6 +217,11 @@ impl Members {
             return Ok(());
         }
         Err(self.failure().map_or_else(|| self.closed_error(), Error::from))
+    }
+
+    /// Whether the group has failed because a rank aborted it.
+    pub fn is_aborted(&self) -> bool {
+        self.board.has_failed() && self.failure().is_some_and(|failure| failure.status == Status::Aborted)
     }
 
     /// Why a member is lost, if it is: dead, disconnected, or gone of its own will.
@@ -241,10 +272,7 @@ impl Members {
         let Ok(peer) = position(&self.ranks, world_rank) else { return };
         match kind {
             Kind::Fail => {
-                let error = control::decode_failure(body);
-                if let Error::Failed(failure) = error {
-                    self.board.fail(&failure);
-                }
+                self.board.fail(&control::decode_failure(body));
             }
             Kind::Left => self.board.leave(peer),
             Kind::Mail | Kind::Alive => {}

@@ -16,6 +16,9 @@ use crate::config;
 /// How long another host may be silent (`TUTTI_SILENCE_MS` overrides it, for this rank).
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// The shortest patience that may be set, in milliseconds: less than a busy scheduler may take to wake this thread.
+const SHORTEST: u64 = 500;
+
 struct Service {
     endpoints: Vec<Weak<Endpoint>>,
     running: bool,
@@ -44,8 +47,9 @@ pub fn watch(endpoint: &Arc<Endpoint>) {
 }
 
 fn serve() {
-    let patience =
-        config::variable("TUTTI_SILENCE_MS").and_then(|text| text.parse().ok()).map_or(PATIENCE, Duration::from_millis);
+    let patience = config::variable("TUTTI_SILENCE_MS")
+        .and_then(|text| text.parse().ok())
+        .map_or(PATIENCE, |ms: u64| Duration::from_millis(ms.max(SHORTEST)));
     // Several signs of life fit into the patience, so that one late wake-up does no harm.
     let interval = patience / 5;
     loop {

@@ -21,7 +21,7 @@ use super::{
     control::{self, Endpoint, Kind, Loss, Message, Verdict},
     members::Members,
 };
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Failure, Result, Status};
 
 /// The round that says "I gave up".
 const GAVE_UP: u64 = 0xffff;
@@ -128,11 +128,12 @@ impl Session {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let rank = match error {
-            Error::Failed(failure) => failure.rank,
-            _ => None,
-        };
-        let body = control::encode_failure(error.status(), rank, &error.to_string());
+        let body = control::encode_failure(&match error {
+            Error::Failed(failure) => Failure::clone(failure),
+            error => {
+                Failure { status: error.status(), rank: None, collective: None, sequence: 0, text: error.to_string() }
+            }
+        });
         for (peer, number) in self.ranks.iter().zip(&self.numbers).filter(|(peer, _)| **peer != self.endpoint.rank()) {
             self.endpoint.send(*peer, Kind::Mail, self.channel, number << 16 | GAVE_UP, &body, Vec::new());
         }
@@ -169,17 +170,13 @@ impl Session {
         .await?;
         match (message.tag >> 16, message.tag & 0xffff) {
             (theirs, GAVE_UP) if theirs == number => {
-                let error = control::decode_failure(&message.body);
-                let rank = match &error {
-                    Error::Failed(failure) => failure.rank,
-                    _ => None,
-                };
+                let failure = control::decode_failure(&message.body);
                 // A sentence that already tells which rank told it is passed on as it is.
-                let text = match error.to_string() {
+                let text = match failure.text {
                     text if text.contains("of the world says: ") => text,
                     text => format!("rank {peer} of the world says: {text}"),
                 };
-                Err(Error::failed(error.status(), rank, text))
+                Err(Error::failed(failure.status, failure.rank, text))
             }
             (theirs, round) if theirs == number && round == self.round => Ok(message),
             (theirs, _) => Err(Error::failed(
@@ -234,6 +231,11 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.tell(&Error::failed(Status::Aborted, None, format_args!("{} was cancelled", self.subject)));
     }
+}
+
+/// The number of the session that a message with this tag belongs to.
+pub(super) fn number_of(tag: u64) -> u64 {
+    tag >> 16
 }
 
 /// Runs a future of this crate to its end on this thread.

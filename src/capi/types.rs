@@ -237,7 +237,7 @@ pub type tutti_world_options_t = tutti_world_options;
 pub struct tutti_group_options {
     /// sizeof(tutti_group_options_t) as the caller was compiled.
     pub struct_size: usize,
-    /// The group's name in texts, up to 255 bytes of UTF-8. NULL or "": made up. A number is appended where it is taken.
+    /// The group's name in texts, up to 255 bytes of UTF-8. NULL or "": made up.
     pub name: *const c_char,
     /// The deadline of the group's calls: milliseconds, TUTTI_TIMEOUT_DEFAULT (the parent's) or TUTTI_TIMEOUT_NEVER.
     pub timeout_ms: i64,
@@ -318,7 +318,8 @@ pub type tutti_failure_t = tutti_failure;
 ///
 /// `level` is TUTTI_LOG_ERROR to TUTTI_LOG_TRACE; `target` names the part of the library; both texts are UTF-8,
 /// end with NUL, and are gone when the function returns. It is called from any thread, from several at once, and
-/// must not throw, unwind or wait for a thread that is inside this library.
+/// must not throw, unwind, wait for a thread that is inside this library, or call a function of it that takes a group:
+/// the record may come from the midst of such a call.
 pub type tutti_log_fn =
     Option<unsafe extern "C" fn(user: *mut c_void, level: i32, target: *const c_char, message: *const c_char)>;
 

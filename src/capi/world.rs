@@ -15,7 +15,7 @@ use crate::{
     bootstrap::unique_id,
     config::{self, AllGather, FLAG_DETERMINISTIC, GroupOptions, Timeout, WorldOptions},
     error::{Error, Result, Status},
-    group::Group,
+    group::{Group, batch},
 };
 
 /// Joins the world and makes its group: all ranks that start together.
@@ -39,6 +39,7 @@ pub unsafe extern "C" fn tutti_world_create(
     // SAFETY: the C caller promises that world is NULL or writable.
     unsafe { clear(world) };
     guard("tutti_world_create", || {
+        refuse_in_batch()?;
         log::init_from_environment();
         // SAFETY: as above.
         let world = unsafe { Out::new("world", world) }?;
@@ -72,10 +73,11 @@ pub unsafe extern "C" fn tutti_world_create_local(
     ranks: *mut *mut tutti_group_t,
 ) -> tutti_status_t {
     guard("tutti_world_create_local", || {
+        refuse_in_batch()?;
         log::init_from_environment();
-        let count = u32::try_from(size).ok().filter(|count| *count > 0);
-        let count =
-            count.ok_or_else(|| Error::invalid(format_args!("size is {size}, but a world has at least one rank")))?;
+        let count = u32::try_from(size).ok().filter(|count| (1..=MAX_LOCAL).contains(count)).ok_or_else(|| {
+            Error::invalid(format_args!("size is {size}, but a world in one process has 1 to {MAX_LOCAL} ranks"))
+        })?;
         if ranks.is_null() {
             return Err(Error::invalid("ranks is NULL"));
         }
@@ -93,6 +95,16 @@ pub unsafe extern "C" fn tutti_world_create_local(
         }
         Ok(())
     })
+}
+
+/// The most ranks in one process: every two of them take two descriptors, and 256 ranks some 65,000.
+const MAX_LOCAL: u32 = 256;
+
+fn refuse_in_batch() -> Result<()> {
+    match batch::is_open() {
+        true => Err(Error::usage("a world cannot be made in a batch: close the batch first")),
+        false => Ok(()),
+    }
 }
 
 /// Makes the id of a new world, which one rank makes and hands to all others by any means.
@@ -198,7 +210,7 @@ unsafe fn parse_local_options(
     if has_devices || options.device_kind == TUTTI_DEVICE_CUDA {
         return Err(no_cuda());
     }
-    check_device(TUTTI_DEVICE_CPU.max(options.device_kind), options.device)?;
+    check_device(if options.device_kind == 0 { TUTTI_DEVICE_CPU } else { options.device_kind }, options.device)?;
     Ok(WorldOptions {
         flags: world_flags(options.flags)?,
         // SAFETY: the caller's promise.

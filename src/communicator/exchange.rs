@@ -24,8 +24,9 @@ pub trait Lanes {
     /// The largest chunk, in bytes; a multiple of 8, and the same on all ranks.
     fn chunk(&self) -> usize;
 
-    /// Whether `rank` stands in the way of publishing `step` to it, since it has not finished earlier steps.
-    fn denies_room(&mut self, rank: u32, step: u64) -> bool;
+    /// Whether `rank` stands in the way of publishing `step`, since it has not finished earlier steps. Where room is
+    /// kept for each rank apart, only those that take something of the step (`needed`) do.
+    fn denies_room(&mut self, rank: u32, step: u64, needed: bool) -> bool;
 
     /// Whether there is room to publish `step` to those that `needs` names, which are never this rank.
     fn has_room(&mut self, step: u64, needs: impl Fn(u32) -> bool) -> bool;
@@ -68,6 +69,8 @@ pub struct Exchange<L> {
 // lives as long as the lanes.
 unsafe impl<L: Send> Send for Exchange<L> {}
 
+/// Steps consumed before the waiting loop gets to look at failures and deadlines.
+const TURN: u64 = 16;
 /// Steps published ahead of the last one consumed: enough to hide a peer's lag, and few enough to stay in the cache.
 const AHEAD: u64 = 2;
 
@@ -115,6 +118,7 @@ impl<L: Lanes> Exchange<L> {
     /// Goes on as far as possible. `Done` only after the meeting.
     pub fn poll(&mut self, meeting: &mut Meeting) -> Result<Progress> {
         let begun = (self.published, self.consumed);
+        let turn = self.consumed + TURN;
         let waiting = |now: (u64, u64)| if now == begun { Progress::Pending } else { Progress::Moved };
         loop {
             let before = (self.published, self.consumed);
@@ -131,7 +135,7 @@ impl<L: Lanes> Exchange<L> {
                 let settled = (0..self.members.size()).all(|rank| rank == me || self.lanes.is_settled(rank));
                 return Ok(if settled { Progress::Done } else { waiting(before) });
             }
-            if before == (self.published, self.consumed) {
+            if before == (self.published, self.consumed) || self.consumed >= turn {
                 return Ok(waiting(before));
             }
         }
@@ -147,9 +151,8 @@ impl<L: Lanes> Exchange<L> {
         let for_data = self.consumed < self.steps
             && self.pattern.contributors.contains(rank)
             && !matches!(self.lanes.published(rank, step, range.len()), Ok(Some(_)));
-        let for_room = self.published < self.steps
-            && self.pattern.needs(rank, &self.range(self.published))
-            && self.lanes.denies_room(rank, self.base + self.published);
+        let needed = self.pattern.needs(rank, &self.range(self.published));
+        let for_room = self.published < self.steps && self.lanes.denies_room(rank, self.base + self.published, needed);
         for_data || for_room || !self.lanes.is_settled(rank)
     }
 

@@ -76,7 +76,7 @@ fn kind(collective: Collective, dtype: DType, op: Op) -> usize {
 
 impl Plan {
     /// The plan for a group of `size` with these candidates, in the order of preference. An error if a forced
-    /// communicator is not there, or if nothing is left that could serve an all_reduce.
+    /// communicator is not there, or if none is.
     pub fn new(size: u32, one_host: bool, policy: Policy, candidates: Vec<Candidate>) -> Result<Self> {
         let mut plan = Plan { size, one_host, policy, candidates, lists: Vec::new(), kinds: vec![0; KINDS], digest: 0 };
         plan.check_forced()?;

@@ -25,46 +25,53 @@ thread_local! {
 
 /// Opens a batch on this thread.
 pub fn begin() -> Result<()> {
-    BATCH.with_borrow_mut(|batch| batch.depth += 1);
+    with_batch(|batch| batch.depth += 1);
     Ok(())
 }
 
 /// Whether this thread has an open batch.
 #[inline]
 pub fn is_open() -> bool {
-    BATCH.with_borrow(|batch| batch.depth > 0)
+    with_batch(|batch| batch.depth > 0)
 }
 
 /// Does everything in the batch. The first error is returned; what failed alone left the others to go on.
 pub fn end() -> Result<()> {
-    let (work, refused) = BATCH.with_borrow_mut(|batch| {
-        if batch.depth == 0 {
-            return Err(Error::usage("there is no open batch on this thread"));
-        }
-        batch.depth -= 1;
-        Ok(match batch.depth {
+    let ended = with_batch(|batch| {
+        batch.depth = batch.depth.checked_sub(1)?;
+        Some(match batch.depth {
             0 => (std::mem::take(&mut batch.work), batch.refused.take()),
             _ => (Vec::new(), None),
         })
-    })?;
+    });
+    let (work, refused) = ended.ok_or_else(|| Error::usage("there is no open batch on this thread"))?;
     if let Some(refused) = refused {
         return Err(refused);
     }
-    let mut tickets = Vec::with_capacity(work.len());
-    let mut trouble = Ok(());
-    for (group, work) in work {
-        match group.core.call() {
-            Ok(mut core) => tickets.push((group.clone(), core.enqueue(work))),
-            Err(error) => trouble = trouble.and(Err(error)),
+    let mut groups: Vec<Arc<Group>> = Vec::new();
+    for (group, _) in &work {
+        if !groups.iter().any(|known| Arc::ptr_eq(known, group)) {
+            groups.push(group.clone());
         }
     }
+    // All the ways inside before anything begins: a group in which another thread is cancels the batch.
+    let mut inside = groups.iter().map(|group| group.enter()).collect::<Result<Vec<_>>>()?;
+    let occupied: Vec<_> = groups.iter().map(|group| group.occupy()).collect();
+    let mut tickets = Vec::with_capacity(work.len());
+    for (group, work) in work {
+        if let Some(at) = groups.iter().position(|known| Arc::ptr_eq(known, &group)) {
+            tickets.push((group, inside[at].enqueue(work)));
+        }
+    }
+    drop(inside);
     let done = wait::for_tickets(&tickets, Timeout::Never).unwrap_or(Ok(()));
-    trouble.and(done)
+    drop(occupied);
+    done
 }
 
 /// Writes work down.
 pub(super) fn push(group: &Arc<Group>, work: Work) {
-    BATCH.with_borrow_mut(|batch| batch.work.push((group.clone(), work)));
+    with_batch(|batch| batch.work.push((group.clone(), work)));
 }
 
 /// Passes a call's check on, and lets a refusal cancel the open batch, if there is one.
@@ -74,9 +81,14 @@ pub(super) fn checked<T>(outcome: Result<T>) -> Result<T> {
 
 /// Cancels the batch that is open on this thread, if there is one: a call for it was refused with `error`.
 pub fn refuse(error: Error) {
-    BATCH.with_borrow_mut(|batch| {
+    with_batch(|batch| {
         if batch.depth > 0 {
             batch.refused.get_or_insert(error);
         }
     });
+}
+
+/// Does something with this thread's batch; a thread that is about to end has none any more.
+fn with_batch<T: Default>(body: impl FnOnce(&mut Batch) -> T) -> T {
+    BATCH.try_with(|batch| body(&mut batch.borrow_mut())).unwrap_or_default()
 }

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::gate::Collapse;
 use crate::{
     bootstrap::{Members, members::nap, session::SLICE},
     communicator::{Call, Descriptor, Placement, Progress, Task},
@@ -64,6 +65,8 @@ pub(super) struct Core {
     sequence: u64,
     active: Option<Active>,
     queue: VecDeque<Queued>,
+    /// When deadlines and lives were last looked at.
+    looked: Option<Instant>,
 }
 
 struct Queued {
@@ -83,8 +86,15 @@ struct Active {
 }
 
 enum Doing {
-    Call { candidate: usize, call: Call, sequence: u64, timeout: Timeout, staging: Option<Staging> },
-    Task(Task<Outcome>),
+    Call {
+        candidate: usize,
+        call: Call,
+        sequence: u64,
+        timeout: Timeout,
+        staging: Option<Staging>,
+    },
+    /// A task, and whether the group had failed before: only a failure that comes later ends it.
+    Task(Task<Outcome>, bool),
 }
 
 /// The result of a call whose communicator cannot put it where the caller wants it.
@@ -100,7 +110,7 @@ unsafe impl Send for Staging {}
 impl Core {
     pub(super) fn new(members: Arc<Members>, shown: Arc<Mutex<Arc<Plan>>>, communicators: Communicators) -> Self {
         let plan = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Core { members, plan, shown, communicators, sequence: 0, active: None, queue: VecDeque::new() }
+        Core { members, plan, shown, communicators, sequence: 0, active: None, queue: VecDeque::new(), looked: None }
     }
 
     /// Whether nothing is going on or queued.
@@ -140,6 +150,7 @@ impl Core {
     /// Goes on with what is going on, and begins what is queued behind it. Says whether anything moved.
     pub(super) fn advance(&mut self, look: bool) -> bool {
         let mut moved = false;
+        let look = look && self.is_time_to_look();
         loop {
             if self.active.is_none() {
                 let Some(next) = self.queue.pop_front() else { return moved };
@@ -178,9 +189,19 @@ impl Core {
         }
     }
 
+    /// Whether the last slow look is long enough ago: one costs two system calls per rank.
+    fn is_time_to_look(&mut self) -> bool {
+        let now = Instant::now();
+        let due = self.looked.is_none_or(|looked| now.duration_since(looked) >= SLICE);
+        if due {
+            self.looked = Some(now);
+        }
+        due
+    }
+
     fn launch(&mut self, queued: Queued) {
         let doing = match queued.work {
-            Work::Task(task) => Doing::Task(task),
+            Work::Task(task) => Doing::Task(task, self.members.failure().is_some()),
             Work::Call(call, timeout) => match self.start(call, timeout) {
                 Ok((Progress::Done, doing)) => {
                     let outcome = self.finish(doing);
@@ -231,7 +252,7 @@ impl Core {
     fn poll_active(&mut self, look: bool) -> Result<(Option<Arc<Ticket>>, Result<()>), Progress> {
         let Some(active) = &mut self.active else { return Err(Progress::Pending) };
         let outcome = match &mut active.doing {
-            Doing::Task(task) => match task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Doing::Task(task, had_failed) => match task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(Outcome::Plan(plan))) => {
                     self.plan = plan.clone();
                     *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = plan;
@@ -239,11 +260,14 @@ impl Core {
                 }
                 Poll::Ready(outcome) => outcome.map(|_| ()),
                 Poll::Pending if self.members.is_closed() => self.members.check(),
+                Poll::Pending if !*had_failed && self.members.is_aborted() => self.members.check(),
                 Poll::Pending => return Err(Progress::Pending),
             },
             Doing::Call { candidate, call, sequence, .. } => {
                 let (descriptor, sequence) = (call.descriptor, *sequence);
                 let progress = match &mut self.communicators[*candidate] {
+                    // Whoever destroyed the group may have freed the buffers.
+                    _ if self.members.is_closed() => self.members.check().map(|()| Progress::Pending),
                     Some(communicator) => communicator.poll(),
                     None => Err(Error::Internal("the communicator of a call is gone".into())),
                 };
@@ -319,8 +343,8 @@ impl Core {
         Err(failure(Status::Timeout, late.first().copied(), text))
     }
 
-    /// What a call's error means for the group: a harmless one is passed on, any other fails the group, and what is
-    /// reported is the group's first failure.
+    /// What the error of a call that was begun means: it fails the group, and what is reported is the group's first
+    /// failure. Errors that change nothing are found before.
     #[cold]
     fn failed(&self, error: Error, descriptor: &Descriptor, sequence: u64) -> Error {
         if self.members.is_closed() {
@@ -337,6 +361,16 @@ impl Core {
             },
         };
         Error::from(self.members.fail(failure))
+    }
+}
+
+impl Collapse for Core {
+    fn collapse(&mut self) {
+        let failure = self.members.fail_with(Error::Internal("a panic came over a call of this rank".into()));
+        let tickets = self.active.take().and_then(|active| active.ticket).into_iter();
+        for ticket in tickets.chain(self.queue.drain(..).map(|queued| queued.ticket)) {
+            ticket.complete(Err(failure.clone().into()));
+        }
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) fn world(options: WorldOptions) -> Result<Arc<Group>> {
     let deadline = group.timeout.deadline();
     let mesh = bootstrap::join(&options)?;
     let endpoint = Arc::new(Endpoint::new(mesh));
+    open_first_channel(&endpoint);
     bootstrap::service::watch(&endpoint);
     block_on(&endpoint, Box::pin(world_of(endpoint.clone(), group, policy, deadline)))
 }
@@ -55,6 +56,7 @@ pub(super) fn world_local(size: u32, options: WorldOptions) -> Result<Vec<Arc<Gr
     let (group, policy) = world_settings(&options)?;
     let deadline = group.timeout.deadline();
     let endpoints: Vec<_> = bootstrap::local(size)?.into_iter().map(|mesh| Arc::new(Endpoint::new(mesh))).collect();
+    endpoints.iter().for_each(|endpoint| open_first_channel(endpoint));
     let mut tasks: Vec<Task<Arc<Group>>> = Vec::with_capacity(endpoints.len());
     for endpoint in &endpoints {
         tasks.push(Box::pin(world_of(endpoint.clone(), group.clone(), policy.clone(), deadline)));
@@ -140,7 +142,8 @@ pub(super) async fn agree_on(members: &Arc<Members>, number: u64, deadline: Opti
         Ok(said) => said,
         Err(error) => {
             session.give_up(&error);
-            return Err(error);
+            // Others may have heard from everybody and changed their plan: nothing may run on two plans.
+            return Err(members.fail_with(error).into());
         }
     };
     let differs = said.iter().position(|message| message.body != number.to_le_bytes());
@@ -194,6 +197,11 @@ fn world_settings(options: &WorldOptions) -> Result<(GroupOptions, Policy)> {
     Ok((group, policy))
 }
 
+/// Opens the channel of the world's creation, before anybody reads what has come for it.
+fn open_first_channel(endpoint: &Endpoint) {
+    endpoint.open(channel_of(endpoint.uid(), Channel::Creations), Weak::new());
+}
+
 async fn world_of(
     endpoint: Arc<Endpoint>,
     mut options: GroupOptions,
@@ -202,7 +210,6 @@ async fn world_of(
 ) -> Result<Arc<Group>> {
     options.name.get_or_insert_with(|| "world".into());
     let channel = channel_of(endpoint.uid(), Channel::Creations);
-    endpoint.open(channel, Weak::new());
     let ranks: Vec<u32> = (0..endpoint.size()).collect();
     let numbers = vec![1; ranks.len()];
     let session =

@@ -14,11 +14,20 @@ use crate::{
     sync::{AtomicU32, Ordering, spin_loop},
 };
 
+/// Looks at a gate before the core is given away.
+const LOOKS: u32 = 100;
+
 const FREE: u32 = 0;
 /// Somebody polls; gone in a moment.
 const POLLING: u32 = 1;
 /// Somebody is in a call, for as long as it takes.
 const CALLING: u32 = 2;
+
+/// What a value does when a panic came over whoever was inside.
+pub(super) trait Collapse {
+    /// Leaves nothing half done that others might wait for.
+    fn collapse(&mut self);
+}
 
 /// A value behind a gate.
 pub(super) struct Gate<T> {
@@ -31,9 +40,9 @@ pub(super) struct Gate<T> {
 unsafe impl<T: Send> Sync for Gate<T> {}
 
 /// The way inside, open until dropped.
-pub(super) struct Inside<'a, T>(&'a Gate<T>);
+pub(super) struct Inside<'a, T: Collapse>(&'a Gate<T>);
 
-impl<T> Gate<T> {
+impl<T: Collapse> Gate<T> {
     pub(super) fn new(value: T) -> Self {
         Gate { state: AtomicU32::new(FREE), value: UnsafeCell::new(value) }
     }
@@ -41,16 +50,17 @@ impl<T> Gate<T> {
     /// For a call: waits out a poll, refuses where another call is going on.
     #[inline]
     pub(super) fn call(&self) -> Result<Inside<'_, T>> {
+        let mut looks = 0;
         loop {
             match self.state.compare_exchange_weak(FREE, CALLING, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Ok(Inside(self)),
-                Err(CALLING) => {
-                    return Err(Error::usage(
-                        "another thread is in a call on this group; calls of one group must not overlap \
-                         (make a group per thread, or start requests from one thread)",
-                    ));
+                Err(CALLING) => return Err(occupied()),
+                // Mostly gone in a moment; but a thread that waits for a request may also rest inside.
+                Err(_) if looks < LOOKS => {
+                    looks += 1;
+                    spin_loop();
                 }
-                Err(_) => spin_loop(),
+                Err(_) => rustix::thread::sched_yield(),
             }
         }
     }
@@ -61,7 +71,16 @@ impl<T> Gate<T> {
     }
 }
 
-impl<T> Deref for Inside<'_, T> {
+/// What a second thread is told.
+#[cold]
+pub(super) fn occupied() -> Error {
+    Error::usage(
+        "another thread is in a call on this group; calls of one group must not overlap \
+         (make a group per thread, or start requests from one thread)",
+    )
+}
+
+impl<T: Collapse> Deref for Inside<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -70,15 +89,18 @@ impl<T> Deref for Inside<'_, T> {
     }
 }
 
-impl<T> DerefMut for Inside<'_, T> {
+impl<T: Collapse> DerefMut for Inside<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as above.
         unsafe { &mut *self.0.value.get() }
     }
 }
 
-impl<T> Drop for Inside<'_, T> {
+impl<T: Collapse> Drop for Inside<'_, T> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.collapse();
+        }
         self.0.state.store(FREE, Ordering::Release);
     }
 }

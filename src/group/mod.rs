@@ -17,13 +17,16 @@ mod request;
 mod wait;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use self::{
     core::{Core, Outcome, Work},
-    gate::Gate,
+    gate::{Gate, Inside},
 };
 pub use self::{fork::forked, request::Request};
 use crate::{
@@ -50,6 +53,8 @@ pub struct Group {
     /// Resolved: nothing in it means "the default".
     options: GroupOptions,
     core: Gate<Core>,
+    /// Whether a thread is in a call that it waits for without holding the gate.
+    occupied: AtomicBool,
     /// The plan, for whoever asks from another thread.
     plan: Arc<Mutex<Arc<Plan>>>,
 }
@@ -82,6 +87,7 @@ impl Group {
     /// Splits the group: ranks with one color make a group, ordered by key, then by rank. Collective over all ranks;
     /// a negative color gets `None`.
     pub fn split(self: &Arc<Self>, color: i32, key: i32, options: GroupOptions, deliver: Deliver) -> Result<()> {
+        batch::checked(self.members.check())?;
         let policy = batch::checked(create::policy(&options))?;
         let task = create::by_color(self.members.clone(), color, key, self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
@@ -148,9 +154,15 @@ impl Group {
     /// this rank hear that it left. What it has delivered stays readable to them.
     pub fn leave(&self) {
         self.members.leave();
-        // What was started and not waited for ends here, unless another thread is inside and ends it itself.
-        if let Some(mut core) = self.core.poll() {
-            core.advance(false);
+        // What was started and not waited for ends here. A thread that is inside ends its call itself; whoever is
+        // told that the group is destroyed may free the buffers, so it has to be out.
+        let deadline = Instant::now() + LETTING_GO;
+        while Instant::now() < deadline {
+            if let Some(mut core) = self.core.poll() {
+                core.advance(false);
+                return;
+            }
+            rustix::thread::sched_yield();
         }
     }
 
@@ -163,15 +175,16 @@ impl Group {
             batch::push(self, Work::Call(call, timeout));
             return Ok(());
         }
-        let mut core = self.core.call()?;
+        let mut core = self.enter()?;
         if !core.is_idle() {
+            let _occupied = self.occupy();
             let ticket = core.enqueue(Work::Call(call, timeout));
             drop(core);
             return wait::for_tickets(&[(self.clone(), ticket)], Timeout::Never).unwrap_or(Ok(()));
         }
         match core.begin(call, timeout) {
             Some(outcome) => outcome,
-            None => wait::for_call(&self.members, &mut core),
+            None => wait::for_call(self, &mut core),
         }
     }
 
@@ -219,7 +232,7 @@ impl Group {
     ) -> Arc<Self> {
         let plan = Arc::new(Mutex::new(Arc::new(plan)));
         let core = Gate::new(Core::new(members.clone(), plan.clone(), communicators));
-        Arc::new(Group { members, options, core, plan })
+        Arc::new(Group { members, options, core, occupied: AtomicBool::new(false), plan })
     }
 
     /// Work that is not a call: waited for, or written down in a batch.
@@ -228,8 +241,27 @@ impl Group {
             batch::push(self, work);
             return Ok(());
         }
-        let ticket = self.core.call()?.enqueue(work);
+        let mut core = self.enter()?;
+        let _occupied = self.occupy();
+        let ticket = core.enqueue(work);
+        drop(core);
         wait::for_tickets(&[(self.clone(), ticket)], Timeout::Never).unwrap_or(Ok(()))
+    }
+
+    /// The way inside for a call, if no other is going on.
+    #[inline]
+    fn enter(&self) -> Result<Inside<'_, Core>> {
+        let core = self.core.call()?;
+        match self.occupied.load(Ordering::Relaxed) {
+            true => Err(gate::occupied()),
+            false => Ok(core),
+        }
+    }
+
+    /// To be held by whoever waits for a call outside the gate; taken while inside.
+    fn occupy(&self) -> Occupied<'_> {
+        self.occupied.store(true, Ordering::Relaxed);
+        Occupied(self)
     }
 
     /// What can be refused before anything is published.
@@ -249,11 +281,25 @@ impl Group {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Lets failures that travel as messages arrive.
+    /// Lets failures arrive: those that travel as messages, and those of work that nobody waits for now.
     fn hear(&self) {
         if !self.members.board().is_shared() {
             self.members.endpoint().progress();
         }
+        if let Some(mut core) = self.core.poll()
+            && !core.is_idle()
+        {
+            core.advance(true);
+        }
+    }
+}
+
+/// A call that is waited for outside the gate.
+struct Occupied<'a>(&'a Group);
+
+impl Drop for Occupied<'_> {
+    fn drop(&mut self) {
+        self.0.occupied.store(false, Ordering::Release);
     }
 }
 

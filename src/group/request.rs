@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::{
-    Group,
+    Group, batch,
     core::{Ticket, Work},
     wait,
 };
 use crate::{
     communicator::{Call, Progress},
     config::Timeout,
-    error::{Failure, Result, Status},
+    error::{Error, Failure, Result, Status},
 };
 
 /// A started call. May be tested and waited for from any thread, any number of times; dropping it changes nothing.
@@ -21,8 +21,14 @@ pub struct Request {
 
 impl Request {
     pub(super) fn start(group: &Arc<Group>, call: Call, timeout: Timeout) -> Result<Arc<Self>> {
+        if batch::is_open() {
+            return Err(Error::usage(
+                "a request cannot be started in a batch, whose calls begin and end together: start it without, or \
+                 give no request",
+            ));
+        }
         group.refuse_unserved(&call)?;
-        let ticket = group.core.call()?.enqueue(Work::Call(call, timeout.or(group.options.timeout)));
+        let ticket = group.enter()?.enqueue(Work::Call(call, timeout.or(group.options.timeout)));
         if ticket.outcome().is_none() {
             wait::started(group);
         }
@@ -51,7 +57,8 @@ impl Request {
 
     /// Gives the request up. One that is not over aborts its group first, since its buffers may go.
     pub fn release(&self) {
-        if self.ticket.outcome().is_some() {
+        // It may be over but for being looked at.
+        if !matches!(self.test(), Ok(Progress::Pending)) {
             return;
         }
         let rank = self.group.members.rank();

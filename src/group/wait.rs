@@ -32,6 +32,8 @@ const SPINS: u32 = 1000;
 const SPINS_CROWDED: u32 = 20;
 /// Times the core is given away before sleeping, at about a microsecond each.
 const YIELDS: u32 = 50;
+/// Turns of a waiting loop between two looks at the clock while things move.
+const DEADLINE_TURNS: u64 = 64;
 /// How long a thread that drives several groups sleeps: no single bell wakes it for all of them.
 const SHORT_NAP: Duration = Duration::from_micros(100);
 
@@ -79,9 +81,9 @@ impl Patience {
     }
 }
 
-/// Waits for the blocking call that was begun in `core`.
-pub(super) fn for_call(members: &Members, core: &mut Core) -> Result<()> {
-    let mut patience = Patience::new(members);
+/// Waits for the blocking call that was begun in the core of `group`.
+pub(super) fn for_call(group: &Arc<Group>, core: &mut Core) -> Result<()> {
+    let mut patience = Patience::new(&group.members);
     let mut look = false;
     loop {
         match core.poll_call(look) {
@@ -89,8 +91,8 @@ pub(super) fn for_call(members: &Members, core: &mut Core) -> Result<()> {
             Err(Progress::Moved) => patience.renew(),
             Err(_) => {}
         }
+        let others = advance_others(look, |other| std::ptr::eq(other, &**group));
         look = false;
-        let others = advance_started(false);
         match patience.step() {
             Step::Spin => spin_loop(),
             Step::Yield => rustix::thread::sched_yield(),
@@ -104,11 +106,20 @@ pub(super) fn for_call(members: &Members, core: &mut Core) -> Result<()> {
 
 /// Waits for started work, each in its group; `None` if `timeout` ends first.
 pub(super) fn for_tickets(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeout) -> Option<Result<()>> {
-    let deadline = timeout.deadline();
+    let outcome = for_tickets_until(tickets, timeout.deadline());
+    // What is over in these groups needs no looking after any more.
+    advance_started(false);
+    outcome
+}
+
+fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Instant>) -> Option<Result<()>> {
     let Some((first, _)) = tickets.first() else { return Some(Ok(())) };
+    let is_ours = |other: &Group| tickets.iter().any(|(group, _)| std::ptr::eq(&**group, other));
     let mut patience = Patience::new(&first.members);
     let mut look = false;
+    let mut turn = 0_u64;
     loop {
+        turn += 1;
         let mut moved = false;
         let mut outcome = Ok(());
         let mut waiting = None;
@@ -122,24 +133,27 @@ pub(super) fn for_tickets(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeou
             match ticket.outcome() {
                 Some(over) => outcome = outcome.and(over),
                 None => {
-                    several |= waiting.is_some();
+                    several |= waiting.is_some_and(|other| !Arc::ptr_eq(other, group));
                     waiting = Some(group);
                 }
             }
         }
         let Some(waiting) = waiting else { return Some(outcome) };
-        let others = advance_started(look);
+        let others = advance_others(look, is_ours);
         look = false;
         if moved {
             patience.renew();
         }
-        match patience.step() {
+        let step = patience.step();
+        if (step == Step::Rest || turn.is_multiple_of(DEADLINE_TURNS))
+            && deadline.is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            return None;
+        }
+        match step {
             Step::Spin => spin_loop(),
             Step::Yield => rustix::thread::sched_yield(),
             Step::Rest => {
-                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                    return None;
-                }
                 let left =
                     deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
                 rest(waiting, left.min(if several || others { SHORT_NAP } else { Duration::MAX }));
@@ -151,20 +165,41 @@ pub(super) fn for_tickets(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeou
 
 /// Remembers that this thread has started something in `group`.
 pub(super) fn started(group: &Arc<Group>) {
-    STARTED.with_borrow_mut(|groups| {
+    with_started(|groups| {
         if !groups.iter().any(|known| known.as_ptr() == Arc::as_ptr(group)) {
             groups.push(Arc::downgrade(group));
         }
     });
 }
 
-/// Goes on with everything this thread has started. Says whether anything is left of it.
+/// Goes on with everything this thread has started.
+pub(super) fn advance_started(look: bool) {
+    advance_others(look, |_| false);
+}
+
+/// Goes on with everything this thread has started, but for groups of which `skip` says that they are looked after.
+/// Says whether anything is left of the rest.
 #[inline]
-pub(super) fn advance_started(look: bool) -> bool {
-    STARTED.with_borrow_mut(|groups| {
-        groups.retain(|group| group.upgrade().is_some_and(|group| has_more(&group, look)));
-        !groups.is_empty()
-    })
+fn advance_others(look: bool, skip: impl Fn(&Group) -> bool) -> bool {
+    // Taken out meanwhile: what is finished here may call back and start something new.
+    let started = with_started(std::mem::take);
+    if started.is_empty() {
+        return false;
+    }
+    let mut left = false;
+    for group in started {
+        let Some(group) = group.upgrade() else { continue };
+        if skip(&group) || has_more(&group, look) {
+            left |= !skip(&group);
+            self::started(&group);
+        }
+    }
+    left
+}
+
+/// Does something with this thread's list; nothing where the thread is about to end and has none any more.
+fn with_started<T: Default>(body: impl FnOnce(&mut Vec<Weak<Group>>) -> T) -> T {
+    STARTED.try_with(|groups| body(&mut groups.borrow_mut())).unwrap_or_default()
 }
 
 fn has_more(group: &Group, look: bool) -> bool {
@@ -173,7 +208,7 @@ fn has_more(group: &Group, look: bool) -> bool {
             core.advance(look);
             !core.is_idle()
         }
-        // Somebody is inside, perhaps this thread's own call.
+        // Another thread is inside.
         None => true,
     }
 }

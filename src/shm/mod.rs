@@ -223,7 +223,7 @@ impl Lanes for Segment {
         segment::CHUNK
     }
 
-    fn denies_room(&mut self, rank: u32, step: u64) -> bool {
+    fn denies_room(&mut self, rank: u32, step: u64, _needed: bool) -> bool {
         self.ring_denies(rank, step)
     }
 

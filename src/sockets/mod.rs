@@ -146,8 +146,8 @@ impl Lanes for Messages {
         CHUNK
     }
 
-    fn denies_room(&mut self, rank: u32, _step: u64) -> bool {
-        if self.on_the_way[rank as usize].len() < WINDOW {
+    fn denies_room(&mut self, rank: u32, _step: u64, needed: bool) -> bool {
+        if !needed || self.on_the_way[rank as usize].len() < WINDOW {
             return false;
         }
         self.gather(rank);
@@ -155,7 +155,7 @@ impl Lanes for Messages {
     }
 
     fn has_room(&mut self, step: u64, needs: impl Fn(u32) -> bool) -> bool {
-        !(0..self.members.size()).any(|rank| needs(rank) && self.denies_room(rank, step))
+        !(0..self.members.size()).any(|rank| self.denies_room(rank, step, needs(rank)))
     }
 
     unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, needs: impl Fn(u32) -> bool) {

@@ -33,6 +33,10 @@ macro_rules! keep_all_promises {
             one_thread_starts_on_all_ranks_and_waits_in_reverse
             a_request_that_nobody_joins_stays_in_progress
             a_second_thread_in_the_same_group_is_told_so
+            a_rank_that_stops_in_a_large_sliced_call_is_named
+            an_abort_ends_the_making_of_a_group_too
+            a_batch_that_is_refused_begins_nothing
+            ranks_change_their_plan_together
             a_communicator_says_what_it_can
         })*
     };

@@ -14,7 +14,7 @@ use tutti::{
     dispatch::Format,
     dtype::{Collective, DType, OPS, Op, REDUCIBLE},
     error::Status,
-    group::{Group, Request},
+    group::{Group, Request, batch},
 };
 
 use crate::{
@@ -340,6 +340,30 @@ pub(crate) fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator:
     });
 }
 
+pub(crate) fn a_rank_that_stops_in_a_large_sliced_call_is_named(communicator: &str) {
+    // Rank 1 shows up and takes nothing: the root runs out of room in steps that are none of rank 1's.
+    let groups = world(communicator, 3, PATIENT);
+    let joined = Barrier::new(3);
+    on_all_ranks(&groups, |group| {
+        let what = descriptor(Collective::Scatter, DType::Bytes, Op::Sum, 0, 1 << 20);
+        let mut send = vec![1_u8; 3 << 20];
+        let mut recv = vec![0_u8; 1 << 20];
+        let call = call(what, send.as_mut_ptr(), recv.as_mut_ptr());
+        if group.rank() == 1 {
+            let request = group.start(call, Timeout::Default).unwrap();
+            // Neither tests nor checks, which would go on with the call.
+            joined.wait();
+            assert_eq!(request.test().unwrap_err().status(), Status::Timeout);
+            return;
+        }
+        let error = group.run(call, Timeout::After(Duration::from_millis(500))).unwrap_err();
+        assert_eq!(error.status(), Status::Timeout, "{error}");
+        assert!(error.to_string().contains("rank"), "{error}");
+        assert!(!error.to_string().contains("nobody was awaited"), "{error}");
+        joined.wait();
+    });
+}
+
 pub(crate) fn one_thread_starts_on_all_ranks_and_waits_in_reverse(communicator: &str) {
     for size in [2, 4] {
         let groups = world(communicator, size, PATIENT);
@@ -405,6 +429,63 @@ pub(crate) fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
         group.check().unwrap();
         groups[1].sync(Timeout::Default).unwrap();
         first.join().unwrap().unwrap();
+    });
+}
+
+pub(crate) fn an_abort_ends_the_making_of_a_group_too(communicator: &str) {
+    let groups = world(communicator, 2, PATIENT);
+    std::thread::scope(|scope| {
+        let making = scope.spawn(|| groups[0].create(&[0, 1], GroupOptions::default(), Box::new(drop)));
+        // A call that changes nothing tells when the other thread is inside.
+        let inside = |outcome: tutti::error::Result<()>| outcome.is_err_and(|e| e.status() == Status::InvalidUsage);
+        while !inside(groups[0].create(&[0], GroupOptions::default(), Box::new(drop))) {
+            std::thread::yield_now();
+        }
+        groups[1].abort();
+        let error = making.join().unwrap().unwrap_err();
+        assert_eq!(error.status(), Status::Aborted, "{error}");
+    });
+}
+
+pub(crate) fn a_batch_that_is_refused_begins_nothing(communicator: &str) {
+    let groups = world(communicator, 2, PATIENT);
+    let barrier =
+        call(descriptor(Collective::Barrier, DType::Bytes, Op::Sum, 0, 0), std::ptr::null(), std::ptr::null_mut());
+    batch::begin().unwrap();
+    groups[0].run(barrier, Timeout::Default).unwrap();
+    groups[1].run(barrier, Timeout::Default).unwrap();
+    assert!(groups[0].create(&[0, 7], GroupOptions::default(), Box::new(drop)).is_err());
+    assert_eq!(batch::end().unwrap_err().status(), Status::InvalidArgument);
+    assert_eq!(batch::end().unwrap_err().status(), Status::InvalidUsage);
+    // Had rank 0's barrier begun, this would meet it as call #2 of one and #1 of the other.
+    let what = descriptor(Collective::AllReduce, DType::Int32, Op::Sum, 0, 1);
+    let mut data = [1_i32, 2];
+    batch::begin().unwrap();
+    for (group, one) in groups.iter().zip(&mut data) {
+        let address: *mut u8 = std::ptr::from_mut(one).cast();
+        group.run(call(what, address, address), Timeout::Default).unwrap();
+        let request = group.start(barrier, Timeout::Default);
+        assert_eq!(request.map(drop).unwrap_err().status(), Status::InvalidUsage);
+    }
+    batch::end().unwrap();
+    assert_eq!(data, [3, 3]);
+}
+
+pub(crate) fn ranks_change_their_plan_together(communicator: &str) {
+    let groups = world(communicator, 2, PATIENT);
+    let what = descriptor(Collective::Barrier, DType::Bytes, Op::Sum, 0, 0);
+    on_all_ranks(&groups, |group| {
+        group.set_enabled(communicator, false).unwrap();
+        let refused = group.sync(Timeout::Default).unwrap_err();
+        assert_eq!(refused.status(), Status::Unsupported, "{refused}");
+        assert!(refused.to_string().contains("switched off"), "{refused}");
+        assert!(group.explain(&what, Format::Text).unwrap().contains("disabled"));
+        // Different wishes change nothing, and nobody is left waiting.
+        let wish = group.rank() == 0;
+        assert_eq!(group.set_enabled(communicator, wish).unwrap_err().status(), Status::Mismatch);
+        assert_eq!(group.sync(Timeout::Default).unwrap_err().status(), Status::Unsupported);
+        group.set_enabled(communicator, true).unwrap();
+        group.sync(Timeout::Default).unwrap();
     });
 }
 
