@@ -14,10 +14,15 @@ typedef void (*role_t)(int rank);
 
 /* ---- Starting ranks ------------------------------------------------------------------------------------------- */
 
-static const char *const PASSED_ON[] = {"PATH=", "HOME=", "TMPDIR=", "LD_", "ASAN_", "UBSAN_", "TUTTI_"};
+static const char *const PASSED_ON[] = {"PATH=", "HOME=", "TMPDIR=", "LD_", "ASAN_", "UBSAN_", "TUTTI_LOG="};
+
+/* The host a rank pretends to be on; ranks that differ in it share no memory and no Unix socket. */
+static const char *host_of(int rank) {
+    return rank < RANKS / 2 ? "left" : "right";
+}
 
 static pid_t start_rank(const char *role, int rank, int size, const char *run, const char *id) {
-    char settings[10][512], *environment[256];
+    char settings[11][512], *environment[256];
     size_t count = 0;
     for (char **entry = environ; *entry != NULL && count < 200; entry++) {
         for (size_t i = 0; i < sizeof PASSED_ON / sizeof PASSED_ON[0]; i++) {
@@ -34,7 +39,8 @@ static pid_t start_rank(const char *role, int rank, int size, const char *run, c
     snprintf(settings[7], sizeof settings[7], "MASTER_ADDR=127.0.0.1");
     snprintf(settings[8], sizeof settings[8], "MASTER_PORT=29500");
     snprintf(settings[9], sizeof settings[9], "TORCHELASTIC_RUN_ID=%s", run);
-    for (size_t i = 0; i < 10; i++) environment[count++] = settings[i];
+    snprintf(settings[10], sizeof settings[10], "TUTTI_HOST_ID=%s", host_of(rank));
+    for (size_t i = 0; i < (getenv("TUTTI_HOST_ID") != NULL ? 11 : 10); i++) environment[count++] = settings[i];
     environment[count] = NULL;
 
     char program[] = "/proc/self/exe";
@@ -141,6 +147,9 @@ static void id_role(int rank) {
     options.unique_id_size = bytes;
     OK(tutti_world_create(&options, &world));
     sums_up(world, RANKS, 12345);
+    char plan[8192];
+    OK(tutti_explain(world, TUTTI_ALL_REDUCE, 1, TUTTI_INT8, TUTTI_SUM, 0, TUTTI_FORMAT_JSON, plan, sizeof plan, NULL));
+    CHECK((strstr(plan, "\"one_host\":true") != NULL) == (getenv("TUTTI_HOST_ID") == NULL));
     OK(tutti_group_destroy(world));
 }
 
@@ -163,7 +172,8 @@ static void a_killed_rank_is_named_by_all_others(void) {
     CHECK(exit_code(children[RANKS - 1]) == 128 + SIGKILL);
 }
 
-static void processes_meet_through_a_unique_id(void) {
+/* The process that makes the id is rank 0. */
+static void all_meet_through_an_id(void) {
     unsigned char id[TUTTI_UNIQUE_ID_BYTES];
     char text[2 * TUTTI_UNIQUE_ID_BYTES + 1];
     size_t bytes = 0;
@@ -172,8 +182,21 @@ static void processes_meet_through_a_unique_id(void) {
     for (size_t i = 0; i < bytes; i++) snprintf(text + 2 * i, 3, "%02x", id[i]);
     for (int rank = 1; rank < RANKS; rank++) children[rank] = start_rank("id", rank, RANKS, "unused", text);
     setenv("CHECK_ID", text, 1);
-    id_role(0); /* the process that made the id is rank 0 */
+    id_role(0);
     for (int rank = 1; rank < RANKS; rank++) CHECK(exit_code(children[rank]) == 0);
+}
+
+static void processes_meet_through_a_unique_id(void) {
+    all_meet_through_an_id();
+}
+
+/* Two hosts on one: what separates them is their name. The id carries the address and the secret. */
+static void processes_on_two_hosts_meet_through_a_unique_id(void) {
+    setenv("TUTTI_ADDR", "127.0.0.1:0", 1);
+    setenv("TUTTI_HOST_ID", host_of(0), 1);
+    all_meet_through_an_id();
+    unsetenv("TUTTI_ADDR");
+    unsetenv("TUTTI_HOST_ID");
 }
 
 static void a_forked_child_gets_an_error_and_the_parent_lives_on(void) {
@@ -203,6 +226,7 @@ static const struct {
 static const test_t TESTS[] = {
     {"processes_meet_through_the_environment", processes_meet_through_the_environment},
     {"processes_meet_through_a_unique_id", processes_meet_through_a_unique_id},
+    {"processes_on_two_hosts_meet_through_a_unique_id", processes_on_two_hosts_meet_through_a_unique_id},
     {"processes_may_exit_without_destroying_anything", processes_may_exit_without_destroying_anything},
     {"a_killed_rank_is_named_by_all_others", a_killed_rank_is_named_by_all_others},
     {"a_forked_child_gets_an_error_and_the_parent_lives_on", a_forked_child_gets_an_error_and_the_parent_lives_on},
