@@ -24,6 +24,7 @@ use rustix::{
 };
 
 use super::{
+    fork,
     members::Members,
     mesh::{Link, Mesh},
 };
@@ -427,7 +428,11 @@ impl Connection {
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
-                Err(errno) => return self.close(format!("its connection broke ({errno})")),
+                Err(errno) => {
+                    // What a peer said before it went still counts.
+                    self.fill();
+                    return self.close(format!("its connection broke ({errno})"));
+                }
             }
         }
     }
@@ -491,6 +496,9 @@ impl Connection {
 impl Drop for Endpoint {
     /// Last words (a failure, a goodbye) still leave where the kernel takes them at once.
     fn drop(&mut self) {
+        if fork::forked() {
+            return;
+        }
         for connection in self.lock().connections.iter_mut().flatten() {
             connection.flush();
         }

@@ -17,6 +17,7 @@ use super::{
     bell::Doze,
     board::Board,
     control::{self, Endpoint, Kind, Loss},
+    fork,
     mapping::Mapping,
     session::{self, Session},
 };
@@ -49,6 +50,8 @@ pub struct Members {
     ranks: Vec<u32>,
     endpoint: Arc<Endpoint>,
     board: Board,
+    /// Why the board is not shared.
+    unshared: Option<String>,
     /// Whether there are more ranks than cores on this host, so that spinning takes time from those awaited.
     crowded: bool,
     /// Sessions begun with each member on [`Channel::Creations`].
@@ -63,8 +66,15 @@ impl Members {
     /// All channels of a group.
     pub const CHANNELS: [Channel; 4] = [Channel::Creations, Channel::Control, Channel::Calls, Channel::Data];
 
-    /// The members of the group `uid`; opens its channels. `board` must be the same memory for all if it is shared.
-    pub fn new(name: String, uid: u64, ranks: Vec<u32>, endpoint: Arc<Endpoint>, board: Board) -> Result<Arc<Self>> {
+    /// The members of the group `uid`; opens its channels. The board, from [`make_board`], must be the same memory for
+    /// all if it is shared; if not, the reason comes with it.
+    pub fn new(
+        name: String,
+        uid: u64,
+        ranks: Vec<u32>,
+        endpoint: Arc<Endpoint>,
+        (board, unshared): (Board, Option<String>),
+    ) -> Result<Arc<Self>> {
         let rank = position(&ranks, endpoint.rank())?;
         let creations = Mutex::new(vec![0; ranks.len()]);
         let controls = Mutex::new(vec![0; ranks.len()]);
@@ -76,6 +86,7 @@ impl Members {
             ranks,
             endpoint,
             board,
+            unshared,
             crowded,
             creations,
             controls,
@@ -125,6 +136,11 @@ impl Members {
     /// The board, shared or not.
     pub fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// Why the board is not shared, if it is not.
+    pub fn unshared(&self) -> Option<&str> {
+        self.unshared.as_deref()
     }
 
     /// What a member said of itself.
@@ -205,6 +221,14 @@ impl Members {
         })
     }
 
+    /// Lets failures that travel as messages arrive; where the board is shared, they are there already.
+    #[inline]
+    pub fn hear(&self) {
+        if !self.board.is_shared() {
+            self.endpoint.progress();
+        }
+    }
+
     /// The group's first failure.
     pub fn failure(&self) -> Option<Failure> {
         self.board.failure()
@@ -217,11 +241,6 @@ impl Members {
             return Ok(());
         }
         Err(self.failure().map_or_else(|| self.closed_error(), Error::from))
-    }
-
-    /// Whether the group has failed because a rank aborted it.
-    pub fn is_aborted(&self) -> bool {
-        self.board.has_failed() && self.failure().is_some_and(|failure| failure.status == Status::Aborted)
     }
 
     /// Why a member is lost, if it is: dead, disconnected, or gone of its own will.
@@ -242,7 +261,7 @@ impl Members {
 
     /// Says goodbye: this rank's calls end, and peers that wait for it hear that it left. What it delivered stays.
     pub fn leave(&self) {
-        if self.closed.swap(true, Ordering::AcqRel) {
+        if self.closed.swap(true, Ordering::AcqRel) || fork::forked() {
             return;
         }
         self.board.leave(self.rank);

@@ -22,7 +22,7 @@
 //! * [`members`] — the members of a group: who is there, who is lost, what failed first;
 //! * [`board`] and [`bell`] — what a group on one host shares: headers of calls, the first failure, wake-ups;
 //! * [`mapping`] — memory that ranks share;
-//! * [`service`] — the thread that hears other hosts.
+//! * [`service`] — the thread that hears other hosts; [`fork`] — what a forked child may do: nothing.
 
 mod assembly;
 mod auth;
@@ -34,6 +34,7 @@ mod deal;
 mod door;
 mod entry;
 mod environment;
+pub mod fork;
 mod gathered;
 #[cfg(test)]
 mod hostile;

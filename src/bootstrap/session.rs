@@ -44,6 +44,8 @@ pub struct Session {
     finished: bool,
     /// The group in which the session takes place, whose members may leave it.
     parent: Option<Arc<Members>>,
+    /// Whether an abort of the parent ends the session: it was not yet aborted when the session began.
+    abortable: bool,
 }
 
 impl Session {
@@ -68,11 +70,14 @@ impl Session {
             subject,
             finished: false,
             parent: None,
+            abortable: false,
         }
     }
 
-    /// The same session, in which a rank that has left `parent` is not waited for.
+    /// The same session, in which a rank that has left `parent` is not waited for, and which ends when `parent` is
+    /// aborted. No other failure of `parent` ends it, since that is how its survivors go on.
     pub fn within(mut self, parent: Arc<Members>) -> Self {
+        self.abortable = aborted(&parent).is_none();
         self.parent = Some(parent);
         self
     }
@@ -158,6 +163,9 @@ impl Session {
                     Error::failed(Status::PeerLost, Some(index as u32), text)
                 }));
             }
+            if let Some(failure) = self.parent.as_deref().filter(|_| self.abortable).and_then(aborted) {
+                return Poll::Ready(Err(failure.into()));
+            }
             if self.is_late() {
                 return Poll::Ready(Err(Error::failed(
                     Status::Timeout,
@@ -236,6 +244,11 @@ impl Drop for Session {
 /// The number of the session that a message with this tag belongs to.
 pub(super) fn number_of(tag: u64) -> u64 {
     tag >> 16
+}
+
+/// The abort of a group, if it was aborted.
+fn aborted(group: &Members) -> Option<Failure> {
+    group.failure().filter(|failure| failure.status == Status::Aborted)
 }
 
 /// Runs a future of this crate to its end on this thread.

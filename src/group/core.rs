@@ -86,15 +86,8 @@ struct Active {
 }
 
 enum Doing {
-    Call {
-        candidate: usize,
-        call: Call,
-        sequence: u64,
-        timeout: Timeout,
-        staging: Option<Staging>,
-    },
-    /// A task, and whether the group had failed before: only a failure that comes later ends it.
-    Task(Task<Outcome>, bool),
+    Call { candidate: usize, call: Call, sequence: u64, timeout: Timeout, staging: Option<Staging> },
+    Task(Task<Outcome>),
 }
 
 /// The result of a call whose communicator cannot put it where the caller wants it.
@@ -116,6 +109,12 @@ impl Core {
     /// Whether nothing is going on or queued.
     pub(super) fn is_idle(&self) -> bool {
         self.active.is_none() && self.queue.is_empty()
+    }
+
+    /// Whether what is going on is a task of the control plane: looking at one costs system calls, and what it awaits
+    /// comes by a socket, which wakes whoever sleeps. So there is nothing to be had from looking often.
+    pub(super) fn is_in_task(&self) -> bool {
+        matches!(self.active, Some(Active { doing: Doing::Task(_), .. }))
     }
 
     /// Begins a blocking call of an idle core. `Some` if it is over already.
@@ -201,7 +200,7 @@ impl Core {
 
     fn launch(&mut self, queued: Queued) {
         let doing = match queued.work {
-            Work::Task(task) => Doing::Task(task, self.members.failure().is_some()),
+            Work::Task(task) => Doing::Task(task),
             Work::Call(call, timeout) => match self.start(call, timeout) {
                 Ok((Progress::Done, doing)) => {
                     let outcome = self.finish(doing);
@@ -217,6 +216,7 @@ impl Core {
     /// Starts a call with the communicator that the plan names, in whichever way that one can place the result.
     #[inline]
     fn start(&mut self, call: Call, timeout: Timeout) -> Result<(Progress, Doing)> {
+        self.members.hear();
         self.members.check()?;
         let choice = self.plan.choose(&call.descriptor).ok_or_else(|| self.plan.refusal(&call.descriptor))?;
         let mut staged = call;
@@ -252,7 +252,7 @@ impl Core {
     fn poll_active(&mut self, look: bool) -> Result<(Option<Arc<Ticket>>, Result<()>), Progress> {
         let Some(active) = &mut self.active else { return Err(Progress::Pending) };
         let outcome = match &mut active.doing {
-            Doing::Task(task, had_failed) => match task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Doing::Task(task) => match task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(Outcome::Plan(plan))) => {
                     self.plan = plan.clone();
                     *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = plan;
@@ -260,7 +260,6 @@ impl Core {
                 }
                 Poll::Ready(outcome) => outcome.map(|_| ()),
                 Poll::Pending if self.members.is_closed() => self.members.check(),
-                Poll::Pending if !*had_failed && self.members.is_aborted() => self.members.check(),
                 Poll::Pending => return Err(Progress::Pending),
             },
             Doing::Call { candidate, call, sequence, .. } => {

@@ -12,11 +12,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Deliver, Group, core::Outcome, fork};
+use super::{Deliver, Group, core::Outcome};
 use crate::{
     bootstrap::{
         self, Channel, Members,
         control::{self, Endpoint, Message},
+        fork,
         members::{channel_of, make_board},
         session::{SLICE, Session, block_on},
     },
@@ -252,9 +253,9 @@ async fn make_in(
     let uid = compare(session.subject(), parent, &endpoint, &ranks, &hello, &said)?;
     // From here on peers may send on the group's channels.
     let channels = Channels::open(&endpoint, uid);
-    let (board, trouble) = make_board(session, &ranks, &endpoint).await?;
+    let board = make_board(session, &ranks, &endpoint).await?;
     let name = options.name.clone().unwrap_or_default();
-    if let Some(trouble) = trouble
+    if let Some(trouble) = &board.1
         && ranks.iter().all(|rank| endpoint.is_local(*rank))
     {
         log::warn!(target: "tutti::group", "group {name:?} shares no memory, so its calls will be slow: {trouble}");

@@ -5,12 +5,11 @@
 //! * `wait` — how a thread spends the time until its peers come;
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
 //! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
-//! * `create` — how groups come to be; `fork` — what a forked child may do: nothing.
+//! * `create` — how groups come to be.
 
 pub mod batch;
 mod core;
 mod create;
-mod fork;
 mod gate;
 pub mod layout;
 mod request;
@@ -24,11 +23,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use self::request::Request;
 use self::{
     core::{Core, Outcome, Work},
     gate::{Gate, Inside},
 };
-pub use self::{fork::forked, request::Request};
+pub use crate::bootstrap::fork::forked;
 use crate::{
     bootstrap::Members,
     communicator::{Call, Descriptor, Placement},
@@ -153,6 +153,9 @@ impl Group {
     /// Leaves the group: a call that is going on ends with `ABORTED`, later ones are refused, and peers that wait for
     /// this rank hear that it left. What it has delivered stays readable to them.
     pub fn leave(&self) {
+        if forked() {
+            return;
+        }
         self.members.leave();
         // What was started and not waited for ends here. A thread that is inside ends its call itself; whoever is
         // told that the group is destroyed may free the buffers, so it has to be out.
@@ -283,9 +286,7 @@ impl Group {
 
     /// Lets failures arrive: those that travel as messages, and those of work that nobody waits for now.
     fn hear(&self) {
-        if !self.members.board().is_shared() {
-            self.members.endpoint().progress();
-        }
+        self.members.hear();
         if let Some(mut core) = self.core.poll()
             && !core.is_idle()
         {

@@ -124,11 +124,13 @@ fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Ins
         let mut outcome = Ok(());
         let mut waiting = None;
         let mut several = false;
+        let mut sleeps = false;
         for (group, ticket) in tickets {
             if ticket.outcome().is_none()
                 && let Some(mut core) = group.core.poll()
             {
                 moved |= core.advance(look);
+                sleeps |= core.is_in_task();
             }
             match ticket.outcome() {
                 Some(over) => outcome = outcome.and(over),
@@ -144,7 +146,7 @@ fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Ins
         if moved {
             patience.renew();
         }
-        let step = patience.step();
+        let step = if sleeps { Step::Rest } else { patience.step() };
         if (step == Step::Rest || turn.is_multiple_of(DEADLINE_TURNS))
             && deadline.is_some_and(|deadline| Instant::now() >= deadline)
         {

@@ -47,8 +47,8 @@ impl Provider for Shm {
         if !members.on_one_host() {
             return Err("the ranks are on several hosts".into());
         }
-        if !members.board().is_shared() {
-            return Err("no memory could be shared".into());
+        if let Some(why) = members.unshared() {
+            return Err(format!("no memory could be shared: {why}"));
         }
         let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;

@@ -1,4 +1,5 @@
-//! Forks: a child shares its parent's connections and memory without being a rank, so it may use none of it.
+//! Forks: a child shares its parent's connections and memory without being a rank, so it may use none of it. What it
+//! inherits may be dropped there, which must change nothing that others see.
 
 use std::sync::{
     Once,
@@ -9,7 +10,7 @@ static WATCH: Once = Once::new();
 static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// From now on, children of this process know that they are. Called before the first world is made.
-pub(super) fn watch() {
+pub fn watch() {
     extern "C" fn in_child() {
         FORKED.store(true, Ordering::Relaxed);
     }
@@ -17,7 +18,7 @@ pub(super) fn watch() {
         // SAFETY: the handler only stores to an atomic, and the library stays mapped once loaded.
         let refused = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
         if refused != 0 {
-            log::warn!(target: "tutti::group", "forks cannot be noticed: pthread_atfork failed ({refused})");
+            log::warn!(target: "tutti::bootstrap", "forks cannot be noticed: pthread_atfork failed ({refused})");
         }
     });
 }
