@@ -21,10 +21,10 @@
 
 use std::time::Duration;
 
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, Ordering, fence, futex};
 
 /// A rank's bell, on a cache line of its own. All zero is a bell nobody sleeps at.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Bell {
     word: AtomicU32,
@@ -58,14 +58,21 @@ impl Bell {
             return;
         }
         self.word.fetch_add(1, Ordering::Relaxed);
-        kernel::wake(&self.word);
+        futex::wake(&self.word);
+    }
+}
+
+#[cfg(all(test, loom))]
+impl Bell {
+    pub(super) fn is_quiet(&self) -> bool {
+        self.sleepers.load(Ordering::Relaxed) == 0
     }
 }
 
 impl Doze<'_> {
     /// Step S5: sleeps until the bell is rung, or for `at_most`. May wake without a reason.
     pub fn sleep(self, at_most: Duration) {
-        kernel::wait(&self.bell.word, self.word, at_most);
+        futex::wait(&self.bell.word, self.word, at_most);
     }
 }
 
@@ -73,43 +80,6 @@ impl Drop for Doze<'_> {
     fn drop(&mut self) {
         self.bell.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-#[cfg(not(loom))]
-mod kernel {
-    use std::{sync::atomic::AtomicU32, time::Duration};
-
-    use rustix::thread::futex;
-
-    pub(super) fn wait(word: &AtomicU32, expected: u32, at_most: Duration) {
-        let timeout = rustix::thread::Timespec {
-            tv_sec: at_most.as_secs().min(1 << 30) as i64,
-            tv_nsec: i64::from(at_most.subsec_nanos()),
-        };
-        // Every outcome (woken, changed, timed out, interrupted) means: look again.
-        let _ = futex::wait(word, futex::Flags::empty(), expected, Some(&timeout));
-    }
-
-    pub(super) fn wake(word: &AtomicU32) {
-        let _ = futex::wake(word, futex::Flags::empty(), i32::MAX as u32);
-    }
-}
-
-/// The kernel's futex for the model checker: it sleeps only if the word is unchanged, atomically with the check.
-#[cfg(loom)]
-mod kernel {
-    use std::time::Duration;
-
-    use loom::sync::atomic::{AtomicU32, Ordering};
-
-    pub(super) fn wait(word: &AtomicU32, expected: u32, _: Duration) {
-        // A lost wake-up shows as a loop that never ends, which the checker reports.
-        while word.load(Ordering::Relaxed) == expected {
-            loom::thread::yield_now();
-        }
-    }
-
-    pub(super) fn wake(_: &AtomicU32) {}
 }
 
 #[cfg(all(test, not(loom)))]
@@ -120,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_sleeper_is_woken_by_what_is_published_after_it_looked() {
-        let bell = Bell { word: AtomicU32::new(0), sleepers: AtomicU32::new(0) };
+        let bell = Bell::default();
         let published = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -18,11 +18,7 @@
 //! *Wrap.* Flags carry 32 bits of the sequence and are compared for equality; two values that can be in one header
 //! at a time are 2 apart.
 
-use std::{
-    ptr::NonNull,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ptr::NonNull, sync::Arc, time::Duration};
 
 use super::{
     bell::{Bell, Doze},
@@ -31,7 +27,7 @@ use super::{
 use crate::{
     dtype::Collective,
     error::{Failure, Status},
-    sync::{AtomicU32, AtomicU64, Ordering, spin_loop},
+    sync::{AtomicU32, AtomicU64, Ordering, reads, spin_until, writes},
 };
 
 /// Bytes of data that fit beside the flag in a header's cache line.
@@ -45,9 +41,9 @@ const TEXT_PATIENCE: Duration = Duration::from_millis(2);
 #[repr(C, align(128))]
 struct FailureLine {
     /// 0, or status | collective + 1 | rank + 1 | sequence, in 8, 8, 16 and 32 bits from the top. Set once, by
-    /// compare-and-swap, so that all ranks name the same failure.
+    /// compare-and-swap, so that all ranks name the same failure. Nothing is handed over by it, so it asks for no order.
     word: AtomicU64,
-    /// Bytes of `text`, stored with release by whoever set `word`, after the text.
+    /// Bytes of `text`, stored with release by whoever set `word`, after the text; whoever acquires it may read them.
     length: AtomicU32,
     text: [u8; TEXT],
 }
@@ -111,6 +107,7 @@ impl Board {
                 cell.store(word, Ordering::Relaxed);
             }
             let to = (&raw const header.payload).cast::<u8>().cast_mut();
+            writes(to);
             std::ptr::copy_nonoverlapping(payload.as_ptr(), to, payload.len().min(PAYLOAD));
             header.flag.store(u64::from(sequence as u32) | u64::from(digest) << 32, Ordering::Release);
         }
@@ -153,13 +150,14 @@ impl Board {
         let line = self.failure_line();
         // SAFETY: the line lies in the mapping and its word is an atomic.
         let cell = unsafe { &line.as_ref().word };
-        if cell.compare_exchange(0, pack(failure), Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if cell.compare_exchange(0, pack(failure), Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return false;
         }
         let text = truncated(&failure.text, TEXT);
         // SAFETY: whoever won the exchange is the only writer of the text, and nobody reads it before `length`.
         unsafe {
             let to = (&raw const line.as_ref().text).cast::<u8>().cast_mut();
+            writes(to);
             std::ptr::copy_nonoverlapping(text.as_ptr(), to, text.len());
             line.as_ref().length.store(text.len() as u32, Ordering::Release);
         }
@@ -171,24 +169,24 @@ impl Board {
     #[inline]
     pub fn has_failed(&self) -> bool {
         // SAFETY: as in `fail`.
-        unsafe { self.failure_line().as_ref() }.word.load(Ordering::Acquire) != 0
+        unsafe { self.failure_line().as_ref() }.word.load(Ordering::Relaxed) != 0
     }
 
     /// The first failure.
     pub fn failure(&self) -> Option<Failure> {
         // SAFETY: as in `fail`.
         let line = unsafe { self.failure_line().as_ref() };
-        let word = line.word.load(Ordering::Acquire);
+        let word = line.word.load(Ordering::Relaxed);
         if word == 0 {
             return None;
         }
-        let patience = Instant::now() + TEXT_PATIENCE;
-        let mut length = line.length.load(Ordering::Acquire);
-        while length == 0 && Instant::now() < patience {
-            spin_loop();
+        let mut length = 0;
+        spin_until(TEXT_PATIENCE, || {
             length = line.length.load(Ordering::Acquire);
-        }
+            length != 0
+        });
         let mut failure = unpack(word);
+        reads(&raw const line.text);
         // SAFETY: the acquire load of a non-zero length makes the text's bytes visible; they never change again.
         let text =
             unsafe { std::slice::from_raw_parts((&raw const line.text).cast::<u8>(), (length as usize).min(TEXT)) };
@@ -233,6 +231,31 @@ impl Board {
     fn header(&self, rank: u32, sequence: u64) -> NonNull<Header> {
         // SAFETY: a field of a seat inside the mapping.
         unsafe { NonNull::new_unchecked(&raw mut (*self.seat_address(rank).as_ptr()).headers[(sequence % 2) as usize]) }
+    }
+}
+
+/// What zeroed memory is outside the models, where an atomic is more than its value.
+#[cfg(all(test, loom))]
+impl Board {
+    pub(crate) fn for_model(size: u32) -> Arc<Mapping> {
+        let mapping = Mapping::private(Self::bytes(size)).unwrap();
+        let board = Board::new(mapping.clone(), true, size);
+        let header =
+            || Header { flag: AtomicU64::new(0), payload: [0; PAYLOAD], words: Default::default(), _rest: [0; 5] };
+        // SAFETY: both lie in the mapping, and nobody else knows it yet.
+        unsafe {
+            let line = FailureLine { word: AtomicU64::new(0), length: AtomicU32::new(0), text: [0; TEXT] };
+            board.failure_line().write(line);
+            crate::sync::model::watch((&raw const board.failure_line().as_ref().text).cast(), TEXT);
+            for rank in 0..size {
+                let seat = Seat { bell: Bell::default(), left: AtomicU32::new(0), headers: [header(), header()] };
+                board.seat_address(rank).write(seat);
+                for sequence in 0..2 {
+                    crate::sync::model::watch(board.payload(rank, sequence), PAYLOAD);
+                }
+            }
+        }
+        mapping
     }
 }
 

@@ -43,6 +43,8 @@ const MAGIC: u32 = 0x3154_5554;
 const HEADER: usize = 32;
 /// Bytes read from one peer before the others get their turn.
 const READ_TURN: usize = 1 << 20;
+/// Bytes taken by one read.
+const ARRIVALS: usize = 64 * 1024;
 
 /// What a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +97,8 @@ struct State {
     channels: HashMap<u64, Weak<Members>>,
     /// What groups are to hear once the lock is released, since hearing may drop one, which closes its channel.
     hearings: Vec<(Weak<Members>, u32, Kind, Vec<u8>)>,
+    /// Where bytes arrive. Too large for the stacks that some programs give their threads.
+    arrivals: Vec<u8>,
 }
 
 struct Connection {
@@ -132,6 +136,7 @@ impl Endpoint {
                 mail: HashMap::new(),
                 channels: HashMap::new(),
                 hearings: Vec::new(),
+                arrivals: vec![0; ARRIVALS],
             }),
         };
         let mut connections = Vec::with_capacity(mesh.peers.len());
@@ -400,7 +405,7 @@ impl State {
         let Some(connection) = self.connections[peer as usize].as_mut() else { return };
         // Whoever waits for an answer makes sure that the question leaves.
         connection.flush();
-        connection.fill();
+        connection.fill(&mut self.arrivals);
         while let Some((kind, channel, message)) = connection.next_frame() {
             let Some(members) = self.channels.get(&channel) else { continue };
             match kind {
@@ -430,22 +435,21 @@ impl Connection {
                 Err(Errno::INTR) => {}
                 Err(errno) => {
                     // What a peer said before it went still counts.
-                    self.fill();
-                    return self.close(format!("its connection broke ({errno})"));
+                    self.fill(&mut vec![0; ARRIVALS]);
+                    return self.break_off(errno);
                 }
             }
         }
     }
 
     /// Reads what is there, up to a turn's worth.
-    fn fill(&mut self) {
+    fn fill(&mut self, buffer: &mut [u8]) {
         if self.closed.is_some() {
             return;
         }
-        let mut buffer = [0_u8; 64 * 1024];
         let mut taken = 0;
         while taken < READ_TURN {
-            match receive_some(self.link.socket().as_fd(), &mut buffer, &mut self.descriptors) {
+            match receive_some(self.link.socket().as_fd(), buffer, &mut self.descriptors) {
                 Ok(0) => return self.close("it closed its connection".into()),
                 Ok(got) => {
                     self.inbox.extend_from_slice(&buffer[..got]);
@@ -455,9 +459,18 @@ impl Connection {
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
-                Err(errno) => return self.close(format!("its connection broke ({errno})")),
+                Err(errno) => return self.break_off(errno),
             }
         }
+    }
+
+    /// Nothing will come any more.
+    fn break_off(&mut self, errno: Errno) {
+        self.close(match errno {
+            // A peer that closes with something unread says it so.
+            Errno::CONNRESET | Errno::PIPE => "it closed its connection".into(),
+            errno => format!("its connection broke ({errno})"),
+        });
     }
 
     /// Takes the next whole frame off the inbox.

@@ -43,6 +43,8 @@ mod local;
 pub mod mapping;
 pub mod members;
 mod mesh;
+#[cfg(all(test, loom))]
+pub(crate) mod model;
 mod plan;
 pub mod service;
 pub mod session;

@@ -17,6 +17,7 @@ use crate::{
     bootstrap::Members,
     dtype::{Collective, DType, Op},
     error::{Error, Result},
+    sync::reads,
 };
 
 /// How chunks get from rank to rank. Steps are counted across calls, from 0.
@@ -229,6 +230,7 @@ pub unsafe fn apply(call: &Call, pattern: &Pattern, range: &Range<usize>, source
     if taken.is_empty() {
         return;
     }
+    sources.iter().for_each(|source| reads(*source));
     let skip = taken.start - range.start;
     let to = taken.start - pattern.window.start;
     match pattern.action {

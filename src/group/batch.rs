@@ -4,7 +4,7 @@
 //! waits for all. A call that is refused cancels the batch: nothing of it begins. Batches nest like NCCL's groups:
 //! the outermost end counts.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, mem::ManuallyDrop, sync::Arc};
 
 use super::{Group, core::Work, wait};
 use crate::{
@@ -12,7 +12,6 @@ use crate::{
     error::{Error, Result},
 };
 
-#[derive(Default)]
 struct Batch {
     depth: u32,
     work: Vec<(Arc<Group>, Work)>,
@@ -20,7 +19,10 @@ struct Batch {
 }
 
 thread_local! {
-    static BATCH: RefCell<Batch> = RefCell::default();
+    // Without a destructor it outlives the others of its thread, so that handlers of `exit` may still use batches; it
+    // owns nothing while no batch is open.
+    static BATCH: RefCell<ManuallyDrop<Batch>> =
+        const { RefCell::new(ManuallyDrop::new(Batch { depth: 0, work: Vec::new(), refused: None })) };
 }
 
 /// Opens a batch on this thread.
@@ -88,7 +90,7 @@ pub fn refuse(error: Error) {
     });
 }
 
-/// Does something with this thread's batch; a thread that is about to end has none any more.
-fn with_batch<T: Default>(body: impl FnOnce(&mut Batch) -> T) -> T {
-    BATCH.try_with(|batch| body(&mut batch.borrow_mut())).unwrap_or_default()
+/// Does something with this thread's batch.
+fn with_batch<T>(body: impl FnOnce(&mut Batch) -> T) -> T {
+    BATCH.with_borrow_mut(|batch| body(batch))
 }

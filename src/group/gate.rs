@@ -104,3 +104,36 @@ impl<T: Collapse> Drop for Inside<'_, T> {
         self.0.state.store(FREE, Ordering::Release);
     }
 }
+
+#[cfg(all(test, loom))]
+mod model {
+    use std::sync::Arc;
+
+    use loom::{cell::UnsafeCell, thread};
+
+    use super::*;
+    use crate::sync::model::{Model, prove};
+
+    impl Collapse for UnsafeCell<u32> {
+        fn collapse(&mut self) {}
+    }
+
+    #[test]
+    fn model_one_is_inside_and_sees_what_the_last_one_did() {
+        let test = (module_path!(), "model_one_is_inside_and_sees_what_the_last_one_did");
+        prove(Model { test, preemptions: 3, bugs: &[], spare: &[] }, |_| {
+            let gate = Arc::new(Gate::new(UnsafeCell::new(0)));
+            let add = |inside: Inside<'_, UnsafeCell<u32>>| {
+                // SAFETY: whoever is inside is alone, which is what loom checks.
+                inside.with_mut(|count| unsafe { *count += 1 });
+                1
+            };
+            let other = gate.clone();
+            let other = thread::spawn(move || other.poll().map_or(0, add) + other.call().map_or(0, add));
+            let entered = gate.call().map_or(0, add) + gate.poll().map_or(0, add) + other.join().unwrap();
+            let Some(inside) = gate.poll() else { panic!("the gate stayed shut") };
+            // SAFETY: as above.
+            assert_eq!(inside.with(|count| unsafe { *count }), entered);
+        });
+    }
+}

@@ -9,6 +9,7 @@
 
 use std::{
     cell::RefCell,
+    mem::ManuallyDrop,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -39,7 +40,8 @@ const SHORT_NAP: Duration = Duration::from_micros(100);
 
 thread_local! {
     /// Groups in which this thread has started operations that may not be over. The operations' requests keep them.
-    static STARTED: RefCell<Vec<Weak<Group>>> = const { RefCell::new(Vec::new()) };
+    /// Without a destructor, so that handlers of `exit` may still wait.
+    static STARTED: RefCell<ManuallyDrop<Vec<Weak<Group>>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
 }
 
 /// What to do before the next look.
@@ -199,9 +201,9 @@ fn advance_others(look: bool, skip: impl Fn(&Group) -> bool) -> bool {
     left
 }
 
-/// Does something with this thread's list; nothing where the thread is about to end and has none any more.
-fn with_started<T: Default>(body: impl FnOnce(&mut Vec<Weak<Group>>) -> T) -> T {
-    STARTED.try_with(|groups| body(&mut groups.borrow_mut())).unwrap_or_default()
+/// Does something with this thread's list.
+fn with_started<T>(body: impl FnOnce(&mut Vec<Weak<Group>>) -> T) -> T {
+    STARTED.with_borrow_mut(|groups| body(groups))
 }
 
 fn has_more(group: &Group, look: bool) -> bool {

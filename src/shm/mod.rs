@@ -11,6 +11,8 @@
 //! *Why an inline slot may be reused.* There are two, used in turn like the headers, and by the argument told at
 //! [`crate::bootstrap::board`] nobody reads slot `n % 2` of call n any more when call n+2 is posted.
 
+#[cfg(all(test, loom))]
+mod model;
 mod segment;
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -25,6 +27,7 @@ use crate::{
     },
     dtype::{OPS, REDUCIBLE},
     error::{Error, Result},
+    sync::writes,
 };
 
 /// The entry in the dispatcher's list.
@@ -187,6 +190,7 @@ impl Communicator for Communication {
             // slot now (see the module comment).
             unsafe {
                 let slot = self.exchange.lanes.inline_slot(me, sequence).cast_mut();
+                writes(slot);
                 std::ptr::copy_nonoverlapping(call.send, slot, pattern.length.min(INLINE));
             }
         }

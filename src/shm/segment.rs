@@ -22,7 +22,7 @@ use std::{ops::Range, sync::Arc};
 
 use crate::{
     bootstrap::{Members, mapping::Mapping},
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU64, Ordering, writes},
 };
 
 /// Bytes of an inline slot. Two of them and a peer's fit a first-level cache of 48 KiB.
@@ -101,6 +101,7 @@ impl Segment {
     pub(super) unsafe fn ring_publish(&mut self, step: u64, bytes: *const u8, length: usize) {
         let me = self.members.rank();
         let slot = self.slot(me, step).cast_mut();
+        writes(slot);
         // SAFETY: the slot is this rank's, and nobody reads it any more: there is room.
         unsafe { std::ptr::copy_nonoverlapping(bytes, slot, length.min(CHUNK)) };
         self.counters(me).published.0.store(step + 1, Ordering::Release);
@@ -130,5 +131,25 @@ impl Segment {
 
     fn at(&self, rank: u32, offset: usize, length: usize) -> *const u8 {
         self.mapping.at(Self::part(rank).start + offset, length).as_ptr()
+    }
+}
+
+/// What zeroed memory is outside the models, where an atomic is more than its value.
+#[cfg(all(test, loom))]
+impl Segment {
+    pub(super) fn for_model(size: u32) -> Arc<Mapping> {
+        let mapping = Mapping::private(Self::bytes(size)).unwrap();
+        for rank in 0..size {
+            let part = mapping.at(Self::part(rank).start, PART);
+            let counters = Counters { published: Line(AtomicU64::new(0)), finished: Line(AtomicU64::new(0)) };
+            // SAFETY: they lie in the mapping, and nobody else knows it yet.
+            unsafe { part.cast().write(counters) };
+            let slots = (0..2).map(|slot| (COUNTERS + slot * INLINE, INLINE));
+            let staging = (0..SLOTS as usize).map(|slot| (COUNTERS + 2 * INLINE + slot * CHUNK, CHUNK));
+            for (offset, length) in slots.chain(staging) {
+                crate::sync::model::watch(mapping.at(Self::part(rank).start + offset, length).as_ptr(), length);
+            }
+        }
+        mapping
     }
 }
