@@ -43,6 +43,8 @@ const MAGIC: u32 = 0x3154_5554;
 const HEADER: usize = 32;
 /// Bytes read from one peer before the others get their turn.
 const READ_TURN: usize = 1 << 20;
+/// How long a process may take from closing its connections to its end; the kernel needs well below a millisecond.
+const PARTING: Duration = Duration::from_millis(20);
 /// Bytes taken by one read.
 const ARRIVALS: usize = 64 * 1024;
 
@@ -85,6 +87,8 @@ pub struct Endpoint {
     pidfds: Vec<Option<OwnedFd>>,
     /// Peers whose pidfd has spoken; it would go on speaking for ever.
     dead: Vec<AtomicBool>,
+    /// Peers whose connection closed and whose process was then given a moment to end.
+    parted: Vec<AtomicBool>,
     /// Whether each rank can be handed descriptors; true for this one.
     local: Vec<bool>,
     state: Mutex<State>,
@@ -131,6 +135,7 @@ impl Endpoint {
             pidfds: Vec::with_capacity(mesh.peers.len()),
             local: Vec::with_capacity(mesh.peers.len()),
             dead: mesh.peers.iter().map(|_| AtomicBool::new(false)).collect(),
+            parted: mesh.peers.iter().map(|_| AtomicBool::new(false)).collect(),
             state: Mutex::new(State {
                 connections: Vec::new(),
                 mail: HashMap::new(),
@@ -279,11 +284,23 @@ impl Endpoint {
                 return Some(Loss { text: format!("its process {} ended", facts.pid) });
             }
         }
-        self.with(|state| {
+        let closed = self.with(|state| {
             state.read(peer);
             let connection = state.connections[peer as usize].as_ref()?;
             connection.closed.as_ref().map(|why| Loss { text: why.clone() })
-        })
+        })?;
+        // A process that dies closes its connections a moment before its pidfd speaks; all ranks should tell one story.
+        if let Some(pidfd) = &self.pidfds[peer as usize]
+            && !self.parted[peer as usize].swap(true, Ordering::Relaxed)
+        {
+            let moment = Timespec { tv_sec: 0, tv_nsec: PARTING.as_nanos() as i64 };
+            let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+            if rustix::event::poll(&mut polled, Some(&moment)).is_ok_and(|ready| ready > 0) {
+                self.dead[peer as usize].store(true, Ordering::Relaxed);
+                return Some(Loss { text: format!("its process {} ended", facts.pid) });
+            }
+        }
+        Some(closed)
     }
 
     /// Sends a sign of life to every other host that has heard nothing for `interval`, and counts those as lost
