@@ -1,0 +1,169 @@
+// Vectors of 16 bytes at any place: which ones a block handles, and how one is read and written where memory is not
+// aligned or ends in the middle of it.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace tutti {
+
+/// Vectors that hold so many bytes; one even if there are none, so that every call has something to send.
+TUTTI_DEVICE u32 vectors_of(u64 bytes) {
+    const u64 vectors = (bytes + kVectorBytes - 1) / kVectorBytes;
+    return vectors == 0 ? 1 : (vectors > 0xffffffffu ? 0xffffffffu : u32(vectors));
+}
+
+/// Vectors of one rank's part, when `vectors` are shared out among all ranks.
+TUTTI_DEVICE u32 part_of(u32 vectors, u32 world) { return (vectors - 1) / world + 1; }
+
+/// Ranks whose vectors one thread has in flight: as many as registers allow.
+constexpr u32 kAtOnce = 8;
+constexpr u32 kAllAtOnce = (1u << kAtOnce) - 1;
+
+/// The vectors that this block handles: the same ones on every rank, because grid and size are the same.
+struct Span {
+    u32 first;
+    u32 count;
+    /// What the first blocks handle; only the last one may have less.
+    u32 per_block;
+
+    TUTTI_DEVICE explicit Span(u32 vectors) {
+        per_block = (vectors - 1) / ptx::blocks() + 1;
+        const u64 begin = u64(per_block) * ptx::block();
+        first = u32(begin);
+        count = begin >= vectors ? 0 : (vectors - first < per_block ? vectors - first : per_block);
+    }
+};
+
+/// One vector in memory, of which only the first `valid` bytes exist.
+struct Place {
+    u64 at;
+    u32 valid;
+
+    /// Whether it can be moved at once.
+    TUTTI_DEVICE bool whole() const { return valid == kVectorBytes && at % kVectorBytes == 0; }
+    /// The bytes that exist, zeros behind them; nothing else is read.
+    TUTTI_DEVICE Vector load() const;
+    TUTTI_DEVICE void store(const Vector& v) const;
+    /// The same, byte by byte if need be.
+    TUTTI_DEVICE Vector load_pieces() const;
+    TUTTI_DEVICE void store_pieces(const Vector& v) const;
+};
+
+/// A run of bytes, seen as vectors of which the last may be cut short.
+struct Bytes {
+    u64 at;
+    u64 size;
+
+    TUTTI_DEVICE u32 valid(u32 index) const {
+        const u64 begin = u64(index) * kVectorBytes;
+        return begin >= size ? 0 : (size - begin < kVectorBytes ? u32(size - begin) : kVectorBytes);
+    }
+    TUTTI_DEVICE Place operator[](u32 index) const { return {at + u64(index) * kVectorBytes, valid(index)}; }
+};
+
+namespace detail {
+
+template <u32 kPiece>
+TUTTI_DEVICE Vector load_pieces(u64 at, u32 valid) {
+    Vector v;
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        v.word[i] = 0;
+#pragma unroll
+        for (u32 byte = 0; byte < 4; byte += kPiece) {
+            if (4 * i + byte < valid) v.word[i] |= ptx::load_piece<kPiece>(at + 4 * i + byte) << (8 * byte);
+        }
+    }
+    return v;
+}
+
+template <u32 kPiece>
+TUTTI_DEVICE void store_pieces(u64 at, u32 valid, const Vector& v) {
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+#pragma unroll
+        for (u32 byte = 0; byte < 4; byte += kPiece) {
+            if (4 * i + byte < valid) ptx::store_piece<kPiece>(at + 4 * i + byte, v.word[i] >> (8 * byte));
+        }
+    }
+}
+
+/// From the last byte to the first, each of which pushes the others up.
+TUTTI_DEVICE Vector load_single_bytes(u64 at, u32 valid) {
+    Vector v{};
+#pragma unroll 1
+    for (u32 byte = valid; byte-- > 0;) {
+        v.word[3] = v.word[3] << 8 | v.word[2] >> 24;
+        v.word[2] = v.word[2] << 8 | v.word[1] >> 24;
+        v.word[1] = v.word[1] << 8 | v.word[0] >> 24;
+        v.word[0] = v.word[0] << 8 | ptx::load_piece<1>(at + byte);
+    }
+    return v;
+}
+
+/// From the first byte to the last, each of which pulls the others down.
+TUTTI_DEVICE void store_single_bytes(u64 at, u32 valid, Vector v) {
+#pragma unroll 1
+    for (u32 byte = 0; byte < valid; byte++) {
+        ptx::store_piece<1>(at + byte, v.word[0]);
+        v.word[0] = v.word[0] >> 8 | v.word[1] << 24;
+        v.word[1] = v.word[1] >> 8 | v.word[2] << 24;
+        v.word[2] = v.word[2] >> 8 | v.word[3] << 24;
+        v.word[3] = v.word[3] >> 8;
+    }
+}
+
+}  // namespace detail
+
+TUTTI_DEVICE Vector Place::load_pieces() const {
+    const u32 low = u32(at) | valid;
+    if (low % 4 == 0) return detail::load_pieces<4>(at, valid);
+    if (low % 2 == 0) return detail::load_pieces<2>(at, valid);
+    return detail::load_single_bytes(at, valid);
+}
+
+TUTTI_DEVICE void Place::store_pieces(const Vector& v) const {
+    const u32 low = u32(at) | valid;
+    if (low % 4 == 0) {
+        detail::store_pieces<4>(at, valid, v);
+    } else if (low % 2 == 0) {
+        detail::store_pieces<2>(at, valid, v);
+    } else {
+        detail::store_single_bytes(at, valid, v);
+    }
+}
+
+TUTTI_DEVICE Vector Place::load() const { return whole() ? ptx::load_vector(at) : load_pieces(); }
+
+TUTTI_DEVICE void Place::store(const Vector& v) const {
+    if (whole()) {
+        ptx::store_vector(at, v);
+    } else {
+        store_pieces(v);
+    }
+}
+
+/// Stores v[i] at `place_of(first + i)` where bit i is set in `wanted`.
+template <class PlaceOf>
+TUTTI_DEVICE void store_each(u32 first, u32 wanted, const Vector (&v)[kAtOnce], PlaceOf place_of) {
+#pragma unroll
+    for (u32 i = 0; i < kAtOnce; i++) {
+        if ((wanted >> i & 1) == 0) continue;
+        const Place to = place_of(first + i);
+        if (!to.whole()) continue;
+        ptx::store_vector(to.at, v[i]);
+        wanted &= ~(1u << i);
+    }
+#pragma unroll 1
+    for (u32 rank = 0; wanted != 0; rank++, wanted >>= 1) {
+        if ((wanted & 1) == 0) continue;
+        Vector one = v[0];
+#pragma unroll
+        for (u32 i = 1; i < kAtOnce; i++) {
+            if (i == rank) one = v[i];
+        }
+        place_of(first + rank).store_pieces(one);
+    }
+}
+
+}  // namespace tutti

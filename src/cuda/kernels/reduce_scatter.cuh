@@ -1,0 +1,80 @@
+// reduce_scatter: the first half of a two-shot all_reduce. Rank r gets part r, reduced in rank order.
+//
+//   push   every rank writes to each peer the part that is the peer's, readiness inside: one trip.
+//   pull   every rank says where its input lies, and reads its own part of all others: two trips, no copy if registered.
+#pragma once
+
+#include "exchange.cuh"
+#include "mailbox.cuh"
+#include "numbers.cuh"
+
+namespace tutti {
+
+template <class T>
+TUTTI_DEVICE void reduce_scatter_push(const Params& params) {
+    in_session(params, vectors_of(params.bytes), [&](Session& session) {
+        if (!session.fits(session.span.per_block, params.push_vectors)) return;
+        const Mailbox mailbox(session);
+        const auto part = [&](u32 rank) { return Bytes{params.send + rank * params.bytes, params.bytes}; };
+        const Bytes recv{params.recv, params.bytes};
+
+#pragma unroll 1
+        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
+#pragma unroll 1
+            for (u32 peer = session.next(params.rank); peer != params.rank; peer = session.next(peer)) {
+                mailbox.send(peer, i, part(peer)[session.span.first + i].load());
+            }
+        }
+#pragma unroll 1
+        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
+            const u32 index = session.span.first + i;
+            const auto from_mail = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
+                return mailbox.take(first, wanted, i, v);
+            };
+            Vector result;
+            if (!reduce<T>(session, part(params.rank)[index].load(), from_mail, result)) return;
+            recv[index].store(result);
+        }
+    });
+}
+
+template <class T>
+TUTTI_DEVICE void reduce_scatter_pull(const Params& params) {
+    in_session(params, vectors_of(params.bytes), [&](Session& session) {
+        Exchange exchange(session);
+        const auto part = [&](u32 rank) { return Bytes{params.send + rank * params.bytes, params.bytes}; };
+        const Bytes recv{params.recv, params.bytes};
+        const u32 staged_part = session.span.per_block;
+        const Location at = exchange.resolve(params.send_at);
+
+        if (at == 0) {
+            if (!session.fits(staged_part, params.stage_vectors / params.world)) return;
+#pragma unroll 1
+            for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
+#pragma unroll 1
+                for (u32 rank = session.next(params.rank); rank != params.rank; rank = session.next(rank)) {
+                    exchange.put(rank * staged_part + i, part(rank)[session.span.first + i].load());
+                }
+            }
+        }
+        exchange.tell(0, at);
+        if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, params.bytes,
+                          u64(staged_part) * kVectorBytes)) {
+            return;
+        }
+#pragma unroll 1
+        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
+            const u32 index = session.span.first + i;
+            const auto from_peers = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
+                exchange.fetch(first, wanted, params.rank, i, recv.valid(index), v);
+                return true;
+            };
+            Vector result;
+            reduce<T>(session, part(params.rank)[index].load(), from_peers, result);
+            recv[index].store(result);
+        }
+        exchange.finish(at);
+    });
+}
+
+}  // namespace tutti
