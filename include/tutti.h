@@ -9,7 +9,7 @@
  * A function never exits, aborts, prints, throws or unwinds. In a process forked from one that had made a world
  * everything returns TUTTI_INVALID_USAGE: start processes by spawning them.
  *
- * Handles. Groups, requests and capture sessions are opaque; never look behind the pointer. They may be used from any
+ * Handles. Groups, requests, layouts and capture sessions are opaque; never look behind the pointer. They may be used from any
  * thread. Destroying one twice succeeds; any other use of a destroyed handle, NULL, or a handle of another kind is
  * TUTTI_INVALID_ARGUMENT, never a crash.
  *
@@ -74,6 +74,8 @@
     { sizeof(tutti_world_options_t), 0, 0, 0, 0, NULL, 0, NULL, NULL, NULL, 0, 0, NULL }
 #define TUTTI_GROUP_OPTIONS_INIT \
     { sizeof(tutti_group_options_t), NULL, 0, 0, NULL }
+#define TUTTI_LAYOUT_OPTIONS_INIT \
+    { sizeof(tutti_layout_options_t), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0, 0 }, NULL, NULL, NULL, NULL }
 #define TUTTI_CALL_INIT \
     { sizeof(tutti_call_t), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL, NULL, 0 }
 #define TUTTI_FAILURE_INIT \
@@ -257,11 +259,38 @@
 /// Served without a copy either way.
 #define TUTTI_MODE_BOTH 3
 
-/// tutti_explain writes a table for people.
+/// tutti_explain and tutti_layout_draw write a table for people.
 #define TUTTI_FORMAT_TEXT 0
 
-/// tutti_explain writes one JSON object.
+/// tutti_explain and tutti_layout_draw write one JSON object.
 #define TUTTI_FORMAT_JSON 1
+
+/// tutti_layout_draw writes an SVG picture.
+#define TUTTI_FORMAT_SVG 2
+
+/// Kind of group: tensor parallel.
+#define TUTTI_LAYOUT_TP 0
+
+/// Kind of group: pipeline parallel.
+#define TUTTI_LAYOUT_PP 1
+
+/// Kind of group: data parallel within a deployment, whose copies of the model step together.
+#define TUTTI_LAYOUT_DP 2
+
+/// Kind of group: data parallel across deployments that know nothing of each other.
+#define TUTTI_LAYOUT_EXTERNAL_DP 3
+
+/// Kind of group: prefill context parallel.
+#define TUTTI_LAYOUT_PCP 4
+
+/// Kind of group: decode context parallel, which reuses the ranks of PCP, then of TP.
+#define TUTTI_LAYOUT_DCP 5
+
+/// Kind of group: expert parallel, which reuses the ranks of TP, then of PCP, then of DP.
+#define TUTTI_LAYOUT_EP 6
+
+/// How many kinds of group there are; a later version may have more.
+#define TUTTI_LAYOUT_KINDS 7
 
 /// timeout_ms: for a call, its group's; for a group, its parent's; for a world, ten minutes.
 #define TUTTI_TIMEOUT_DEFAULT 0
@@ -296,6 +325,9 @@ struct tutti_capture;
 /// the second gets TUTTI_INVALID_USAGE. Queries, tutti_group_check, tutti_group_abort and tutti_group_destroy
 /// may be called at any time.
 struct tutti_group;
+
+/// How a world splits into groups. May be used from any thread.
+struct tutti_layout;
 
 /// A started call. May be used from any thread.
 struct tutti_request;
@@ -395,6 +427,51 @@ struct tutti_failure {
 
 /// See struct tutti_failure.
 typedef struct tutti_failure tutti_failure_t;
+
+/// What a layout is planned from, for tutti_layout_create. All ranks of a world must be given the same.
+///
+/// Initialise with TUTTI_LAYOUT_OPTIONS_INIT and set at least `world`. Whatever it points to is read before the call
+/// returns and never after.
+struct tutti_layout_options {
+    /// sizeof(tutti_layout_options_t) as the caller was compiled.
+    size_t struct_size;
+    /// Ranks of the world, up to 1048576. Must be the product of tensor, pipeline, data, external_data and
+    /// prefill_context.
+    int32_t world;
+    /// Ranks of a TP group; 0: 1.
+    int32_t tensor;
+    /// Ranks of a PP group; 0: 1.
+    int32_t pipeline;
+    /// Ranks of a DP group; 0: 1.
+    int32_t data;
+    /// Ranks of an external DP group; 0: 1.
+    int32_t external_data;
+    /// Ranks of a PCP group; 0: 1.
+    int32_t prefill_context;
+    /// Ranks of a DCP group; 0: 1.
+    int32_t decode_context;
+    /// Ranks of an EP group; 0: all there are, data * prefill_context * tensor.
+    int32_t expert;
+    /// The axes from the one whose neighbours are farthest apart to the one whose are adjacent, as the kinds of group
+    /// along them. All 0: external DP, DP, PP, PCP, TP.
+    int32_t axes[5];
+    /// order[i] is the rank that takes place i, `world` of them, each rank once; NULL: by the labels, or without
+    /// labels as ranks are numbered. Goes before the labels, which then only serve the reports.
+    const int32_t *order;
+    /// hosts[r]: the host of rank r, `world` numbers of the caller's own, 0 or more; NULL: one host.
+    const int32_t *hosts;
+    /// domains[r]: the interconnect domain ("supernode") of rank r, which may span hosts; NULL: one domain. Domains
+    /// must have equally many ranks.
+    const int32_t *domains;
+    /// lanes[r]: the place of rank r within its host and domain; NULL: ranks keep their order.
+    const int32_t *lanes;
+};
+
+/// See struct tutti_layout_options.
+typedef struct tutti_layout_options tutti_layout_options_t;
+
+/// See struct tutti_layout.
+typedef struct tutti_layout tutti_layout_t;
 
 /// One call of any collective, for tutti_start.
 ///
@@ -651,6 +728,16 @@ tutti_status_t tutti_group_set_enabled(tutti_group_t *group,
                                        const char *communicator,
                                        int32_t enabled);
 
+/// Writes the handle of a live group of this process by its name: for code that can carry a text but no handle.
+///
+/// rank: whose handle where several ranks of the group are in this process (a rank of the group); -1 where only one is.
+/// Names are the callers' own: one that two groups share finds neither. *group gets the handle that the group's maker
+/// has; it stays the maker's to destroy, and finding a group keeps nothing alive. NULL on failure. Local; any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (no group of that name, it was destroyed, or several have it: the text
+/// says which); TUTTI_INVALID_USAGE (forked process).
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_group_find(const char *name, int32_t rank, tutti_group_t **group);
+
 /// Fails the group with TUTTI_ABORTED on every rank, and wakes every rank that waits in it.
 ///
 /// Local: waits for nobody. Any thread may call it at any time, during a call of the group too. A group that has
@@ -669,6 +756,123 @@ TUTTI_API tutti_status_t tutti_group_abort(tutti_group_t *group);
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a group); TUTTI_INVALID_USAGE (forked process, or the CPU
 /// sibling of a CUDA group).
 TUTTI_API tutti_status_t tutti_group_destroy(tutti_group_t *group);
+
+/// Plans how a world of options->world ranks splits into groups. Pure: no communication, no group, no environment;
+/// the same options give the same layout everywhere.
+///
+/// Every rank has a place along five axes: external DP, DP, PP, PCP and TP. The groups of a kind are the ranks whose
+/// places differ along its axis alone. Two kinds reuse ranks of these: DCP those of PCP, then TP; EP those of TP,
+/// then PCP, then DP. The product of the five sizes must be the world's size; DCP and EP must divide what they reuse in
+/// whole rows. Each rank is in exactly one group of each kind.
+///
+/// Ranks take places in their own order; or in options->order; or, where ranks are labelled, sorted by domain, host
+/// and lane, so that neighbours are near each other in the interconnect whatever their numbers. All kinds follow.
+///
+/// *layout gets a handle that the caller must destroy with tutti_layout_destroy; NULL on failure. Memory and time grow
+/// with the number of ranks alone. Thread-safe.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (there is no such layout, and why); TUTTI_INVALID_USAGE (forked
+/// process); TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_layout_create(const tutti_layout_options_t *options,
+                                   tutti_layout_t **layout);
+
+/// Writes a number that is equal for layouts that mean the same, on every machine, and differs otherwise. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_layout_digest(const tutti_layout_t *layout, uint64_t *digest);
+
+/// Writes how many ranks each group of a kind has, and how many such groups there are; either may be NULL.
+///
+/// kind: TUTTI_LAYOUT_TP and so on. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_layout_size(const tutti_layout_t *layout,
+                                 int32_t kind,
+                                 int32_t *group_size,
+                                 int32_t *group_count);
+
+/// Fills `ranks` with the ranks of every group of a kind, group after group, each in the order of its own ranks; groups
+/// are in the order of their first ranks, and group g begins at g times the size of a group.
+///
+/// capacity: numbers at `ranks`, at least as many as the world has ranks; the rest is left alone. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_layout_ranks(const tutti_layout_t *layout,
+                                  int32_t kind,
+                                  int32_t *ranks,
+                                  size_t capacity);
+
+/// Writes which group of a kind `rank` is in, and its rank within that group; either may be NULL. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_layout_of(const tutti_layout_t *layout,
+                               int32_t kind,
+                               int32_t rank,
+                               int32_t *group_index,
+                               int32_t *group_rank);
+
+/// Fills `hosts` and `domains` with how many hosts and how many interconnect domains each group of a kind touches, in
+/// the order of the groups; 1 is a group that crosses nothing. Either may be NULL.
+///
+/// capacity: numbers at each, at least as many as there are groups of the kind. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process); TUTTI_UNSUPPORTED (the layout
+/// was made without labels, so nothing is known of where ranks stand).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_layout_reach(const tutti_layout_t *layout,
+                                  int32_t kind,
+                                  int32_t *hosts,
+                                  int32_t *domains,
+                                  size_t capacity);
+
+/// Writes the layout for people (TUTTI_FORMAT_TEXT: a line for every group), for tools (TUTTI_FORMAT_JSON: one object)
+/// or as a picture (TUTTI_FORMAT_SVG: for every kind a panel with the ranks as cells and the groups as colours).
+///
+/// text, capacity, needed: see "Texts" at the top of this header. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process); TUTTI_OUT_OF_MEMORY.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_layout_draw(const tutti_layout_t *layout,
+                                 int32_t format,
+                                 char *text,
+                                 size_t capacity,
+                                 size_t *needed);
+
+/// Makes the groups that this rank has in a layout of `parent`: one of each kind, with as many ranks as the layout says,
+/// one included.
+///
+/// kinds: 0 for all; else the bits 1 << TUTTI_LAYOUT_TP and so on of those that are wanted. options: NULL for the
+/// defaults; the groups are named after kind and number, as "tp:0", or "NAME/tp:0" where options->name is set.
+/// Collective over all ranks of the parent, of which the layout must have as many. The ranks first compare what they were
+/// given: where layouts or kinds differ, no group is made. Then all groups are made on all ranks, or none.
+///
+/// groups: TUTTI_LAYOUT_KINDS handles, which get the group of each kind at groups[kind] and NULL for kinds that are not
+/// wanted; the caller must destroy each with tutti_group_destroy. In an open batch they are NULL until tutti_batch_end,
+/// and `groups` must stay valid until then. All are NULL on failure. The layout itself is not needed any more.
+///
+/// Returns what tutti_group_split returns; TUTTI_MISMATCH names ranks whose layouts differ.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_layout_groups(tutti_group_t *parent,
+                                   const tutti_layout_t *layout,
+                                   uint32_t kinds,
+                                   const tutti_group_options_t *options,
+                                   tutti_group_t **groups);
+
+/// Destroys a layout. Groups made from it live on. Destroying NULL or a destroyed layout succeeds. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a layout); TUTTI_INVALID_USAGE (forked process).
+TUTTI_API tutti_status_t tutti_layout_destroy(tutti_layout_t *layout);
 
 /// Reduces `count` elements over all ranks; every rank gets the same bits.
 ///

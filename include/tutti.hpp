@@ -1,6 +1,6 @@
 /* tutti.hpp: libtutti for C++17. Header-only, over tutti.h, which has the contract of every call.
  *
- * Owners (Group, Request, Memory, Capture) are move-only and free what they own; GroupRef is a group somebody else
+ * Owners (Group, Request, Layout, Memory, Capture) are move-only and free what they own; GroupRef is a group somebody else
  * owns, as a string_view is to a string. What fails throws tutti::Error with the status and the library's sentence;
  * whoever wants no exceptions passes get() to the C functions. Element types of pointers become dtypes by
  * themselves: all_reduce(float *, count); for others name the dtype. */
@@ -86,7 +86,18 @@ enum class Mode : std::int32_t {
     both = TUTTI_MODE_BOTH,
 };
 
-enum class Format : std::int32_t { text = TUTTI_FORMAT_TEXT, json = TUTTI_FORMAT_JSON };
+enum class Format : std::int32_t { text = TUTTI_FORMAT_TEXT, json = TUTTI_FORMAT_JSON, svg = TUTTI_FORMAT_SVG };
+
+/// Kinds of group in a layout.
+enum class Kind : std::int32_t {
+    tp = TUTTI_LAYOUT_TP,
+    pp = TUTTI_LAYOUT_PP,
+    dp = TUTTI_LAYOUT_DP,
+    external_dp = TUTTI_LAYOUT_EXTERNAL_DP,
+    pcp = TUTTI_LAYOUT_PCP,
+    dcp = TUTTI_LAYOUT_DCP,
+    ep = TUTTI_LAYOUT_EP,
+};
 
 enum class Device : std::int32_t {
     from_environment = TUTTI_DEVICE_DEFAULT,
@@ -597,6 +608,133 @@ inline Group GroupRef::split(int color, int key, const GroupOptions &options) co
     detail::check(tutti_group_split(raw_, color, key, &raw, &group));
     return Group(group);
 }
+
+/// The live group of this name in this process; owned by whoever made it. rank: whose, where several ranks of the
+/// group are in this process.
+[[nodiscard]] inline GroupRef find_group(const std::string &name, std::optional<int> rank = std::nullopt) {
+    tutti_group_t *group = nullptr;
+    detail::check(tutti_group_find(name.c_str(), rank.value_or(-1), &group));
+    return GroupRef(group);
+}
+
+/// What a layout is planned from; a size of 0 is 1, of expert all there are.
+struct LayoutOptions {
+    int world = 0;
+    int tensor = 0;
+    int pipeline = 0;
+    int data = 0;
+    int external_data = 0;
+    int prefill_context = 0;
+    int decode_context = 0;
+    int expert = 0;
+    /// The axes, the one whose neighbours are farthest apart first; empty: external DP, DP, PP, PCP, TP.
+    std::vector<Kind> axes;
+    /// The rank at each place, and where each rank stands; empty, or one for every rank.
+    std::vector<std::int32_t> order, hosts, domains, lanes;
+};
+
+/// How a world splits into groups of every kind.
+class [[nodiscard]] Layout {
+public:
+    explicit Layout(const LayoutOptions &options) {
+        tutti_layout_options_t raw = TUTTI_LAYOUT_OPTIONS_INIT;
+        raw.world = options.world;
+        raw.tensor = options.tensor;
+        raw.pipeline = options.pipeline;
+        raw.data = options.data;
+        raw.external_data = options.external_data;
+        raw.prefill_context = options.prefill_context;
+        raw.decode_context = options.decode_context;
+        raw.expert = options.expert;
+        constexpr std::size_t axes = sizeof raw.axes / sizeof raw.axes[0];
+        if (!options.axes.empty() && options.axes.size() != axes) {
+            throw Error(Status::invalid_argument, "a layout has five axes: name all of them, or none");
+        }
+        for (std::size_t i = 0; i < options.axes.size(); i++) raw.axes[i] = static_cast<std::int32_t>(options.axes[i]);
+        raw.order = numbers(options, options.order);
+        raw.hosts = numbers(options, options.hosts);
+        raw.domains = numbers(options, options.domains);
+        raw.lanes = numbers(options, options.lanes);
+        detail::check(tutti_layout_create(&raw, &raw_));
+        world_ = static_cast<std::size_t>(options.world);
+    }
+    Layout(Layout &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)), world_(other.world_) {}
+    Layout &operator=(Layout &&other) noexcept {
+        std::swap(raw_, other.raw_);
+        std::swap(world_, other.world_);
+        return *this;
+    }
+    ~Layout() {
+        if (raw_ != nullptr) tutti_layout_destroy(raw_);
+    }
+
+    [[nodiscard]] std::uint64_t digest() const {
+        std::uint64_t digest = 0;
+        detail::check(tutti_layout_digest(raw_, &digest));
+        return digest;
+    }
+    /// The ranks of every group of a kind, each in the order of its own ranks.
+    [[nodiscard]] std::vector<std::vector<std::int32_t>> groups(Kind kind) const {
+        std::vector<std::int32_t> ranks(world_);
+        detail::check(tutti_layout_ranks(raw_, raw(kind), ranks.data(), ranks.size()));
+        const std::size_t size = sizes(kind).first;
+        std::vector<std::vector<std::int32_t>> groups;
+        for (auto first = ranks.begin(); first != ranks.end(); first += static_cast<std::ptrdiff_t>(size)) {
+            groups.emplace_back(first, first + static_cast<std::ptrdiff_t>(size));
+        }
+        return groups;
+    }
+    /// Which group of a kind a rank is in, and its rank within that.
+    [[nodiscard]] std::pair<int, int> of(Kind kind, int rank) const {
+        std::int32_t index = 0, position = 0;
+        detail::check(tutti_layout_of(raw_, raw(kind), rank, &index, &position));
+        return {index, position};
+    }
+    /// How many hosts and how many domains each group of a kind touches.
+    [[nodiscard]] std::vector<std::pair<int, int>> reach(Kind kind) const {
+        std::vector<std::int32_t> hosts(sizes(kind).second), domains(hosts.size());
+        detail::check(tutti_layout_reach(raw_, raw(kind), hosts.data(), domains.data(), hosts.size()));
+        std::vector<std::pair<int, int>> reach;
+        for (std::size_t group = 0; group < hosts.size(); group++) reach.emplace_back(hosts[group], domains[group]);
+        return reach;
+    }
+    [[nodiscard]] std::string draw(Format format = Format::text) const {
+        return detail::text([&](char *text, std::size_t capacity, std::size_t *needed) {
+            return tutti_layout_draw(raw_, static_cast<std::int32_t>(format), text, capacity, needed);
+        });
+    }
+    /// Makes the groups that this rank of `parent` has, by kind. Empty kinds: all.
+    [[nodiscard]] std::array<Group, TUTTI_LAYOUT_KINDS> create(GroupRef parent, const std::vector<Kind> &kinds = {},
+                                                               const GroupOptions &options = {}) const {
+        std::uint32_t wanted = 0;
+        for (Kind kind : kinds) wanted |= 1u << raw(kind);
+        tutti_group_t *made[TUTTI_LAYOUT_KINDS] = {};
+        const tutti_group_options_t names = options.raw();
+        detail::check(tutti_layout_groups(parent.get(), raw_, wanted, &names, made));
+        std::array<Group, TUTTI_LAYOUT_KINDS> groups;
+        for (std::size_t kind = 0; kind < groups.size(); kind++) groups[kind].reset(made[kind]);
+        return groups;
+    }
+    [[nodiscard]] tutti_layout_t *get() const noexcept { return raw_; }
+
+private:
+    static std::int32_t raw(Kind kind) noexcept { return static_cast<std::int32_t>(kind); }
+    static const std::int32_t *numbers(const LayoutOptions &options, const std::vector<std::int32_t> &values) {
+        if (values.empty()) return nullptr;
+        if (values.size() != static_cast<std::size_t>(options.world)) {
+            throw Error(Status::invalid_argument, "a layout takes one number for every rank, or none");
+        }
+        return values.data();
+    }
+    [[nodiscard]] std::pair<std::size_t, std::size_t> sizes(Kind kind) const {
+        std::int32_t size = 0, count = 0;
+        detail::check(tutti_layout_size(raw_, raw(kind), &size, &count));
+        return {static_cast<std::size_t>(size), static_cast<std::size_t>(count)};
+    }
+
+    tutti_layout_t *raw_ = nullptr;
+    std::size_t world_ = 0;
+};
 
 /// Calls of this thread, made together by end(): so that one thread can drive several ranks. A batch that is destroyed
 /// before its end, by an exception, makes none of them. Groups are made through the batch, because they exist only

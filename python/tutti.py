@@ -19,8 +19,8 @@ from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint8
 from enum import IntEnum
 
 __all__ = [
-    "Batch", "Capture", "Collective", "DType", "Error", "Failure", "Group", "Mode", "Op", "Request", "Status", "World",
-    "library_path", "set_log_callback", "unique_id", "version",
+    "Batch", "Capture", "Collective", "DType", "Error", "Failure", "Group", "Kind", "Layout", "Mode", "Op", "Request",
+    "Status", "World", "find_group", "library_path", "set_log_callback", "unique_id", "version",
 ]
 __version__ = "0.1.0"
 
@@ -96,6 +96,18 @@ class Mode(IntEnum):
     BOTH = 3
 
 
+class Kind(IntEnum):
+    """Kinds of group in a layout."""
+
+    TP = 0
+    PP = 1
+    DP = 2
+    EXTERNAL_DP = 3
+    PCP = 4
+    DCP = 5
+    EP = 6
+
+
 class Error(RuntimeError):
     """What failed, in the library's words; `status` says what kind of failure it was."""
 
@@ -120,6 +132,15 @@ class _GroupOptions(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t), ("name", c_char_p), ("timeout_ms", c_int64), ("flags", c_uint32),
         ("communicators", c_char_p),
+    ]
+
+
+class _LayoutOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("world", c_int32), ("tensor", c_int32), ("pipeline", c_int32), ("data", c_int32),
+        ("external_data", c_int32), ("prefill_context", c_int32), ("decode_context", c_int32), ("expert", c_int32),
+        ("axes", c_int32 * 5), ("order", POINTER(c_int32)), ("hosts", POINTER(c_int32)), ("domains", POINTER(c_int32)),
+        ("lanes", POINTER(c_int32)),
     ]
 
 
@@ -167,6 +188,16 @@ _FUNCTIONS = {
     "group_set_enabled": (_HANDLE, c_char_p, c_int32),
     "group_abort": (_HANDLE,),
     "group_destroy": (_HANDLE,),
+    "group_find": (c_char_p, c_int32, _OUT),
+    "layout_create": (POINTER(_LayoutOptions), _OUT),
+    "layout_digest": (_HANDLE, POINTER(c_uint64)),
+    "layout_size": (_HANDLE, c_int32, POINTER(c_int32), POINTER(c_int32)),
+    "layout_ranks": (_HANDLE, c_int32, POINTER(c_int32), c_size_t),
+    "layout_of": (_HANDLE, c_int32, c_int32, POINTER(c_int32), POINTER(c_int32)),
+    "layout_reach": (_HANDLE, c_int32, POINTER(c_int32), POINTER(c_int32), c_size_t),
+    "layout_draw": (_HANDLE, c_int32, *_TEXT),
+    "layout_groups": (_HANDLE, _HANDLE, c_uint32, POINTER(_GroupOptions), _OUT),
+    "layout_destroy": (_HANDLE,),
     "all_reduce": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p),
     "all_reduce_auto": (_HANDLE, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p, _OUT),
     "all_reduce_mode": (_HANDLE, c_size_t, c_int32, c_int32, c_uint32, POINTER(c_int32)),
@@ -734,6 +765,118 @@ def unique_id():
     needed = c_size_t()
     _call("unique_id_create", id, UNIQUE_ID_BYTES, byref(needed))
     return id.raw[:needed.value]
+
+
+def find_group(name, rank=None):
+    """The live group of this name in this process; it belongs to whoever made it. rank: whose, where several ranks of
+    the group are in this process."""
+    return Group(_out("group_find", name.encode(), -1 if rank is None else rank), owned=False)
+
+
+# ---- Layouts -------------------------------------------------------------------------------------------------------
+
+
+class Layout:
+    """How a world splits into groups of every kind: sizes of 0 are 1, of expert all there are.
+
+    axes: kinds of group along them, those farthest apart first. order: the rank at each place. hosts, domains, lanes:
+    where each rank stands. Leaving its `with` block destroys it; groups made from it live on.
+    """
+
+    def __init__(self, world, *, tensor=0, pipeline=0, data=0, external_data=0, prefill_context=0, decode_context=0,
+                 expert=0, axes=None, order=None, hosts=None, domains=None, lanes=None):
+        options = _LayoutOptions(
+            struct_size=ctypes.sizeof(_LayoutOptions), world=world, tensor=tensor, pipeline=pipeline, data=data,
+            external_data=external_data, prefill_context=prefill_context, decode_context=decode_context, expert=expert,
+        )
+        self._handle, self.world = None, world
+        if axes is not None:
+            if len(axes) != 5:
+                raise ValueError("a layout has five axes: name all of them, or none")
+            options.axes = (c_int32 * 5)(*axes)
+        for name, values in (("order", order), ("hosts", hosts), ("domains", domains), ("lanes", lanes)):
+            if values is not None:
+                if len(values) != world:
+                    raise ValueError(f"{name} has {len(values)} numbers for {world} ranks")
+                setattr(options, name, (c_int32 * max(world, 1))(*values))
+        self._handle = _out("layout_create", byref(options))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
+
+    def __del__(self):
+        self.destroy()  # nobody else counts on it
+
+    def destroy(self):
+        handle, self._handle = self._handle, None
+        if handle:
+            _call("layout_destroy", handle)
+
+    @property
+    def digest(self):
+        """Equal for layouts that mean the same."""
+        return _out("layout_digest", self._handle, out=c_uint64)
+
+    def groups(self, kind):
+        """The ranks of every group of a kind, each in the order of its own ranks."""
+        size, _ = self._sizes(kind)
+        ranks = (c_int32 * self.world)()
+        _call("layout_ranks", self._handle, kind, ranks, self.world)
+        return [ranks[first:first + size] for first in range(0, self.world, size)]
+
+    def of(self, kind, rank):
+        """Which group of a kind a rank is in, and its rank within that."""
+        return self._pair("layout_of", kind, rank)
+
+    def reach(self, kind):
+        """How many hosts and how many domains each group of a kind touches."""
+        _, count = self._sizes(kind)
+        hosts, domains = (c_int32 * count)(), (c_int32 * count)()
+        _call("layout_reach", self._handle, kind, hosts, domains, count)
+        return list(zip(hosts, domains))
+
+    def draw(self, format="text"):
+        """A table; with "json" an object's text; with "svg" a picture."""
+        return _text("layout_draw", self._handle, ("text", "json", "svg").index(format))
+
+    def create(self, parent, kinds=(), *, name=None, timeout_ms=0, deterministic=False, communicators=None):
+        """The groups that this rank of `parent` has, by kind; no kinds: all."""
+        wanted = 0
+        for kind in kinds:
+            wanted |= 1 << kind
+        options = _group_options(name, timeout_ms, deterministic, communicators)
+        made = (c_void_p * len(Kind))()
+        _call("layout_groups", parent.handle, self._handle, wanted, byref(options), made)
+        batch, groups = Batch.current(), {}
+        for kind in Kind:
+            if wanted == 0 or wanted >> kind & 1:
+                groups[kind] = Group(made[kind])
+                if batch is not None:
+                    groups[kind]._pending = _Element(made, kind)
+                    batch._groups.append(groups[kind])
+        return groups
+
+    def _sizes(self, kind):
+        return self._pair("layout_size", kind)
+
+    def _pair(self, name, *arguments):
+        first, second = c_int32(), c_int32()
+        _call(name, self._handle, *arguments, byref(first), byref(second))
+        return first.value, second.value
+
+
+class _Element:
+    """A handle in an array that the end of a batch fills."""
+
+    def __init__(self, array, index):
+        self._array, self._index = array, index
+
+    @property
+    def value(self):
+        return self._array[self._index]
 
 
 # ---- Requests, batches, captures -----------------------------------------------------------------------------------

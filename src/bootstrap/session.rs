@@ -103,6 +103,16 @@ impl Session {
         Ok(gathered)
     }
 
+    /// Everybody says how its own part went. A failure of any is everybody's: the first one, in the order of the ranks.
+    pub async fn settle(&mut self, mine: &Result<()>) -> Result<()> {
+        let body = mine.as_ref().err().map_or_else(Vec::new, |error| control::encode_failure(&failure_of(error)));
+        let said = self.all_gather(&body, None).await?;
+        match self.ranks.iter().zip(&said).find(|(_, message)| !message.body.is_empty()) {
+            Some((peer, message)) => Err(told_by(*peer, &message.body)),
+            None => Ok(()),
+        }
+    }
+
     /// Ends the session well: everything said has left this process.
     pub async fn finish(mut self) -> Result<()> {
         for index in 0..self.ranks.len() {
@@ -133,12 +143,7 @@ impl Session {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let body = control::encode_failure(&match error {
-            Error::Failed(failure) => Failure::clone(failure),
-            error => {
-                Failure { status: error.status(), rank: None, collective: None, sequence: 0, text: error.to_string() }
-            }
-        });
+        let body = control::encode_failure(&failure_of(error));
         for (peer, number) in self.ranks.iter().zip(&self.numbers).filter(|(peer, _)| **peer != self.endpoint.rank()) {
             self.endpoint.send(*peer, Kind::Mail, self.channel, number << 16 | GAVE_UP, &body, Vec::new());
         }
@@ -177,15 +182,7 @@ impl Session {
         })
         .await?;
         match (message.tag >> 16, message.tag & 0xffff) {
-            (theirs, GAVE_UP) if theirs == number => {
-                let failure = control::decode_failure(&message.body);
-                // A sentence that already tells which rank told it is passed on as it is.
-                let text = match failure.text {
-                    text if text.contains("of the world says: ") => text,
-                    text => format!("rank {peer} of the world says: {text}"),
-                };
-                Err(Error::failed(failure.status, failure.rank, text))
-            }
+            (theirs, GAVE_UP) if theirs == number => Err(told_by(peer, &message.body)),
             (theirs, round) if theirs == number && round == self.round => Ok(message),
             (theirs, _) => Err(Error::failed(
                 Status::Mismatch,
@@ -244,6 +241,25 @@ impl Drop for Session {
 /// The number of the session that a message with this tag belongs to.
 pub(super) fn number_of(tag: u64) -> u64 {
     tag >> 16
+}
+
+/// An error as others are told of it.
+fn failure_of(error: &Error) -> Failure {
+    match error {
+        Error::Failed(failure) => Failure::clone(failure),
+        error => Failure { status: error.status(), rank: None, collective: None, sequence: 0, text: error.to_string() },
+    }
+}
+
+/// What a rank of the world told of an error.
+fn told_by(peer: u32, body: &[u8]) -> Error {
+    let failure = control::decode_failure(body);
+    // A sentence that already tells which rank told it is passed on as it is.
+    let text = match failure.text {
+        text if text.contains("of the world says: ") => text,
+        text => format!("rank {peer} of the world says: {text}"),
+    };
+    Error::failed(failure.status, failure.rank, text)
 }
 
 /// The abort of a group, if it was aborted.

@@ -6,7 +6,7 @@ use std::{ffi::c_char, sync::Arc};
 
 use super::{
     guard::{guard, guard_batched},
-    handles::{Entry, Table, destroy},
+    handles::{Entry, Reservation, Table, destroy},
     parse::{Out, clear, communicators, group_flags, members, read_optional_struct, text, write_struct, write_text},
     types::*,
 };
@@ -287,6 +287,46 @@ pub unsafe extern "C" fn tutti_group_set_enabled(
     })
 }
 
+/// Writes the handle of a live group of this process by its name: for code that can carry a text but no handle.
+///
+/// rank: whose handle where several ranks of the group are in this process (a rank of the group); -1 where only one is.
+/// Names are the callers' own: one that two groups share finds neither. *group gets the handle that the group's maker
+/// has; it stays the maker's to destroy, and finding a group keeps nothing alive. NULL on failure. Local; any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (no group of that name, it was destroyed, or several have it: the text
+/// says which); TUTTI_INVALID_USAGE (forked process).
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tutti_group_find(
+    name: *const c_char,
+    rank: i32,
+    group: *mut *mut tutti_group_t,
+) -> tutti_status_t {
+    // SAFETY: the C caller promises that group is NULL or writable.
+    unsafe { clear(group) };
+    guard("tutti_group_find", || {
+        // SAFETY: as above.
+        let group = unsafe { Out::new("group", group) }?;
+        // SAFETY: the C caller promises that name is NULL or a text.
+        let name = unsafe { text("name", name) }?.ok_or_else(|| Error::invalid("name is NULL"))?;
+        let rank = match rank {
+            -1 => None,
+            rank => Some(u32::try_from(rank).map_err(|_| {
+                Error::invalid(format_args!("rank is {rank}; it is a rank of the group, or -1 for the only one here"))
+            })?),
+        };
+        match Group::find(&name, rank)?.tag() {
+            0 => {
+                Err(Error::invalid(format_args!("group {name:?} has no handle: it is still being made, or not for C")))
+            }
+            handle => {
+                group.write(std::ptr::without_provenance_mut(handle));
+                Ok(())
+            }
+        }
+    })
+}
+
 /// Fails the group with TUTTI_ABORTED on every rank, and wakes every rank that waits in it.
 ///
 /// Local: waits for nobody. Any thread may call it at any time, during a call of the group too. A group that has
@@ -323,7 +363,7 @@ const NAME_LIMIT: usize = 255;
 /// # Safety
 ///
 /// `options` is NULL or points to a struct as large as it says, whose texts are NULL or end with NUL.
-unsafe fn parse_options(options: *const tutti_group_options) -> Result<GroupOptions> {
+pub(super) unsafe fn parse_options(options: *const tutti_group_options) -> Result<GroupOptions> {
     // SAFETY: the caller's promise.
     let options = unsafe { read_optional_struct(options) }?;
     // SAFETY: the caller's promise.
@@ -340,12 +380,19 @@ unsafe fn parse_options(options: *const tutti_group_options) -> Result<GroupOpti
     })
 }
 
+/// Makes the handle of a new group.
+pub(super) fn hand_out(place: Reservation<Arc<Group>>, group: Arc<Group>) -> *mut tutti_group {
+    let handle = place.fill(group.clone());
+    group.set_tag(handle.addr());
+    handle
+}
+
 /// What writes the handle of a new group when it is made. Its place is taken now, so that nothing can fail then.
 fn deliver_to(out: Out<*mut tutti_group>) -> Result<Deliver> {
     let place = GROUPS.reserve()?;
     Ok(Box::new(move |group| {
         if let Some(group) = group {
-            out.write(place.fill(group));
+            out.write(hand_out(place, group));
         }
     }))
 }

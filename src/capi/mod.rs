@@ -5,7 +5,7 @@
 //! caller of [`Group`](crate::group::Group) would miss. `include/tutti.h` is made from these files.
 //!
 //! * [`types`] — the C types and constants;
-//! * [`world`], [`group`], [`collectives`], [`request`], [`memory`], [`capture`], [`text`], [`log`] — the functions;
+//! * [`world`], [`group`], [`layout`], [`collectives`], [`request`], [`memory`], [`capture`], [`text`], [`log`] — the functions;
 //! * `guard` — panic to status, and the last error;
 //! * `handles` — what stands behind an opaque pointer;
 //! * `parse` — numbers, pointers, structs and texts of C, checked.
@@ -19,6 +19,7 @@ pub mod collectives;
 pub mod group;
 mod guard;
 mod handles;
+pub mod layout;
 pub mod log;
 pub mod memory;
 mod parse;

@@ -304,6 +304,12 @@ unsafe impl Versioned for tutti_failure {
     const FIRST_SIZE: usize = 32;
 }
 
+// SAFETY: as above.
+unsafe impl Versioned for tutti_layout_options {
+    const NAME: &'static str = "tutti_layout_options_t";
+    const FIRST_SIZE: usize = 96;
+}
+
 /// No struct will ever be larger, so a larger size is a mistake and nothing of the struct is read.
 const LARGEST_STRUCT: usize = 1024;
 

@@ -134,10 +134,29 @@ pub const TUTTI_MODE_OUTPLACE: i32 = 2;
 /// Served without a copy either way.
 pub const TUTTI_MODE_BOTH: i32 = 3;
 
-/// tutti_explain writes a table for people.
+/// tutti_explain and tutti_layout_draw write a table for people.
 pub const TUTTI_FORMAT_TEXT: i32 = 0;
-/// tutti_explain writes one JSON object.
+/// tutti_explain and tutti_layout_draw write one JSON object.
 pub const TUTTI_FORMAT_JSON: i32 = 1;
+/// tutti_layout_draw writes an SVG picture.
+pub const TUTTI_FORMAT_SVG: i32 = 2;
+
+/// Kind of group: tensor parallel.
+pub const TUTTI_LAYOUT_TP: i32 = 0;
+/// Kind of group: pipeline parallel.
+pub const TUTTI_LAYOUT_PP: i32 = 1;
+/// Kind of group: data parallel within a deployment, whose copies of the model step together.
+pub const TUTTI_LAYOUT_DP: i32 = 2;
+/// Kind of group: data parallel across deployments that know nothing of each other.
+pub const TUTTI_LAYOUT_EXTERNAL_DP: i32 = 3;
+/// Kind of group: prefill context parallel.
+pub const TUTTI_LAYOUT_PCP: i32 = 4;
+/// Kind of group: decode context parallel, which reuses the ranks of PCP, then of TP.
+pub const TUTTI_LAYOUT_DCP: i32 = 5;
+/// Kind of group: expert parallel, which reuses the ranks of TP, then of PCP, then of DP.
+pub const TUTTI_LAYOUT_EP: i32 = 6;
+/// How many kinds of group there are; a later version may have more.
+pub const TUTTI_LAYOUT_KINDS: usize = 7;
 
 /// timeout_ms: for a call, its group's; for a group, its parent's; for a world, ten minutes.
 pub const TUTTI_TIMEOUT_DEFAULT: i64 = 0;
@@ -182,6 +201,13 @@ pub struct tutti_capture {
 }
 /// See struct tutti_capture.
 pub type tutti_capture_t = tutti_capture;
+
+/// How a world splits into groups. May be used from any thread.
+pub struct tutti_layout {
+    _opaque: [u8; 0],
+}
+/// See struct tutti_layout.
+pub type tutti_layout_t = tutti_layout;
 
 /// How this rank finds its world. All zero but struct_size: everything from the environment.
 ///
@@ -248,6 +274,49 @@ pub struct tutti_group_options {
 }
 /// See struct tutti_group_options.
 pub type tutti_group_options_t = tutti_group_options;
+
+/// What a layout is planned from, for tutti_layout_create. All ranks of a world must be given the same.
+///
+/// Initialise with TUTTI_LAYOUT_OPTIONS_INIT and set at least `world`. Whatever it points to is read before the call
+/// returns and never after.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct tutti_layout_options {
+    /// sizeof(tutti_layout_options_t) as the caller was compiled.
+    pub struct_size: usize,
+    /// Ranks of the world, up to 1048576. Must be the product of tensor, pipeline, data, external_data and
+    /// prefill_context.
+    pub world: i32,
+    /// Ranks of a TP group; 0: 1.
+    pub tensor: i32,
+    /// Ranks of a PP group; 0: 1.
+    pub pipeline: i32,
+    /// Ranks of a DP group; 0: 1.
+    pub data: i32,
+    /// Ranks of an external DP group; 0: 1.
+    pub external_data: i32,
+    /// Ranks of a PCP group; 0: 1.
+    pub prefill_context: i32,
+    /// Ranks of a DCP group; 0: 1.
+    pub decode_context: i32,
+    /// Ranks of an EP group; 0: all there are, data * prefill_context * tensor.
+    pub expert: i32,
+    /// The axes from the one whose neighbours are farthest apart to the one whose are adjacent, as the kinds of group
+    /// along them. All 0: external DP, DP, PP, PCP, TP.
+    pub axes: [i32; 5],
+    /// order[i] is the rank that takes place i, `world` of them, each rank once; NULL: by the labels, or without
+    /// labels as ranks are numbered. Goes before the labels, which then only serve the reports.
+    pub order: *const i32,
+    /// hosts[r]: the host of rank r, `world` numbers of the caller's own, 0 or more; NULL: one host.
+    pub hosts: *const i32,
+    /// domains[r]: the interconnect domain ("supernode") of rank r, which may span hosts; NULL: one domain. Domains
+    /// must have equally many ranks.
+    pub domains: *const i32,
+    /// lanes[r]: the place of rank r within its host and domain; NULL: ranks keep their order.
+    pub lanes: *const i32,
+}
+/// See struct tutti_layout_options.
+pub type tutti_layout_options_t = tutti_layout_options;
 
 /// One call of any collective, for tutti_start.
 ///
@@ -329,6 +398,7 @@ const _: () = {
         communicator::Placement,
         dtype::{Collective, DType, Op},
         error::Status,
+        group::layout::{KINDS, Kind},
     };
     use std::mem::{align_of, offset_of, size_of};
 
@@ -355,6 +425,22 @@ const _: () = {
     assert!(offset_of!(tutti_group_options, timeout_ms) == 16);
     assert!(offset_of!(tutti_group_options, flags) == 24);
     assert!(offset_of!(tutti_group_options, communicators) == 32);
+
+    assert!(size_of::<tutti_layout_options>() == 96 && align_of::<tutti_layout_options>() == 8);
+    assert!(offset_of!(tutti_layout_options, struct_size) == 0);
+    assert!(offset_of!(tutti_layout_options, world) == 8);
+    assert!(offset_of!(tutti_layout_options, tensor) == 12);
+    assert!(offset_of!(tutti_layout_options, pipeline) == 16);
+    assert!(offset_of!(tutti_layout_options, data) == 20);
+    assert!(offset_of!(tutti_layout_options, external_data) == 24);
+    assert!(offset_of!(tutti_layout_options, prefill_context) == 28);
+    assert!(offset_of!(tutti_layout_options, decode_context) == 32);
+    assert!(offset_of!(tutti_layout_options, expert) == 36);
+    assert!(offset_of!(tutti_layout_options, axes) == 40);
+    assert!(offset_of!(tutti_layout_options, order) == 64);
+    assert!(offset_of!(tutti_layout_options, hosts) == 72);
+    assert!(offset_of!(tutti_layout_options, domains) == 80);
+    assert!(offset_of!(tutti_layout_options, lanes) == 88);
 
     assert!(size_of::<tutti_call>() == 120 && align_of::<tutti_call>() == 8);
     assert!(offset_of!(tutti_call, struct_size) == 0);
@@ -433,6 +519,15 @@ const _: () = {
     assert!(TUTTI_ALL_GATHER_V == Collective::AllGatherV as i32);
     assert!(TUTTI_REDUCE_SCATTER_V == Collective::ReduceScatterV as i32);
     assert!(TUTTI_ALL_TO_ALL_V == Collective::AllToAllV as i32);
+
+    assert!(TUTTI_LAYOUT_TP == Kind::Tensor as i32);
+    assert!(TUTTI_LAYOUT_PP == Kind::Pipeline as i32);
+    assert!(TUTTI_LAYOUT_DP == Kind::Data as i32);
+    assert!(TUTTI_LAYOUT_EXTERNAL_DP == Kind::ExternalData as i32);
+    assert!(TUTTI_LAYOUT_PCP == Kind::PrefillContext as i32);
+    assert!(TUTTI_LAYOUT_DCP == Kind::DecodeContext as i32);
+    assert!(TUTTI_LAYOUT_EP == Kind::Expert as i32);
+    assert!(TUTTI_LAYOUT_KINDS == KINDS.len());
 
     assert!(TUTTI_FLAG_DETERMINISTIC == crate::config::FLAG_DETERMINISTIC);
     assert!(TUTTI_FLAG_ALLOW_UNAUTHENTICATED == crate::config::FLAG_ALLOW_UNAUTHENTICATED);

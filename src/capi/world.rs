@@ -5,7 +5,7 @@
 use std::ffi::c_void;
 
 use super::{
-    group::GROUPS,
+    group::{GROUPS, hand_out},
     guard::guard,
     log,
     parse::{Out, clear, communicators, rank, read_optional_struct, text, world_flags},
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn tutti_world_create(
         // callback are what their comments say.
         let options = unsafe { parse_options(options) }?;
         let place = GROUPS.reserve()?;
-        world.write(place.fill(Group::world(options)?));
+        world.write(hand_out(place, Group::world(options)?));
         Ok(())
     })
 }
@@ -91,7 +91,7 @@ pub unsafe extern "C" fn tutti_world_create_local(
         let groups = Group::world_local(count, options)?;
         for (rank, (place, group)) in places.into_iter().zip(groups).enumerate() {
             // SAFETY: as above; there are `size` places.
-            unsafe { ranks.add(rank).write(place.fill(group)) };
+            unsafe { ranks.add(rank).write(hand_out(place, group)) };
         }
         Ok(())
     })

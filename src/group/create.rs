@@ -12,7 +12,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Deliver, Group, core::Outcome};
+use super::{
+    Deliver, DeliverKinds, Group,
+    core::Outcome,
+    layout::{self, KINDS, Kind, Layout},
+    registry,
+};
 use crate::{
     bootstrap::{
         self, Channel, Members,
@@ -83,19 +88,29 @@ pub(super) fn world_local(size: u32, options: WorldOptions) -> Result<Vec<Arc<Gr
 pub(super) async fn from_list(
     parent: Arc<Members>,
     ranks: Vec<u32>,
-    mut options: GroupOptions,
+    options: GroupOptions,
     policy: Policy,
     deliver: Deliver,
 ) -> Result<Outcome> {
     let deadline = options.timeout.deadline();
-    let name = options.name.take().unwrap_or_else(|| default_name(&parent, &ranks));
-    let session = parent.session_of(&ranks, deadline, format!("creation of group {name:?}"));
+    let group = of_list(&parent, &ranks, options, policy, deadline).await?;
+    deliver(Some(group));
+    Ok(Outcome::Nothing)
+}
+
+async fn of_list(
+    parent: &Arc<Members>,
+    ranks: &[u32],
+    mut options: GroupOptions,
+    policy: Policy,
+    deadline: Option<Instant>,
+) -> Result<Arc<Group>> {
+    let name = options.name.take().unwrap_or_else(|| default_name(parent, ranks));
+    let session = parent.session_of(ranks, deadline, format!("creation of group {name:?}"));
     options.name = Some(name);
     let world_ranks = ranks.iter().map(|rank| parent.world_rank(*rank)).collect();
     let endpoint = parent.endpoint().clone();
-    let group = make(endpoint, session, parent.uid(), world_ranks, options, policy, deadline).await?;
-    deliver(Some(group));
-    Ok(Outcome::Nothing)
+    make(endpoint, session, parent.uid(), world_ranks, options, policy, deadline).await
 }
 
 /// The group of the ranks of `parent` that name this color.
@@ -134,6 +149,116 @@ pub(super) async fn by_color(
     ranks.sort_unstable();
     let ranks = ranks.into_iter().map(|(_, rank)| rank).collect();
     from_list(parent, ranks, options, policy, deliver).await
+}
+
+/// The groups of these kinds that this rank of `parent` has in a layout; their names begin with `options.name`.
+///
+/// Everybody first says which layout it was given. Then the groups are made kind by kind, in one order for all ranks,
+/// and after each kind everybody hears how it went everywhere: so a failure anywhere is everybody's, undoes
+/// everything, and is waited for by nobody.
+pub(super) async fn from_layout(
+    parent: Arc<Members>,
+    layout: Arc<Layout>,
+    kinds: Vec<Kind>,
+    options: GroupOptions,
+    policy: Policy,
+    deliver: DeliverKinds,
+) -> Result<Outcome> {
+    let deadline = options.timeout.deadline();
+    let mut session = parent.session(deadline, format!("layout of group {:?}", parent.name()));
+    match layout_in(&mut session, &parent, &layout, &kinds, options, policy).await {
+        Ok(groups) => {
+            session.finish().await?;
+            deliver(groups);
+            Ok(Outcome::Nothing)
+        }
+        Err(error) => {
+            session.give_up(&error);
+            Err(error)
+        }
+    }
+}
+
+async fn layout_in(
+    session: &mut Session,
+    parent: &Arc<Members>,
+    layout: &Layout,
+    kinds: &[Kind],
+    options: GroupOptions,
+    policy: Policy,
+) -> Result<Vec<(Kind, Arc<Group>)>> {
+    let mask = kinds.iter().fold(0_u8, |mask, kind| mask | 1 << *kind as u8);
+    let mine = [layout.digest().to_le_bytes().as_slice(), &[mask]].concat();
+    let said = session.all_gather(&mine, None).await?;
+    let mut digests = Vec::with_capacity(said.len());
+    let mut differs = None;
+    for (rank, message) in said.iter().enumerate() {
+        let (digest, theirs) = message.body.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        digests.push(u64::from_le_bytes(*digest));
+        if theirs != [mask] {
+            differs.get_or_insert(rank);
+        }
+    }
+    layout::agree(&digests)?;
+    if let Some(rank) = differs {
+        return Err(Error::failed(
+            Status::Mismatch,
+            Some(rank as u32),
+            format_args!(
+                "{}: rank {rank} asks for groups of other kinds than rank {}",
+                session.subject(),
+                parent.rank()
+            ),
+        ));
+    }
+    // A group of one needs nobody, so all of these come first, and one round tells of them.
+    let (alone, shared): (Vec<Kind>, Vec<Kind>) =
+        kinds.iter().copied().partition(|kind| layout.groups(*kind).size() == 1);
+    let steps = std::iter::once(alone).chain(shared.into_iter().map(|kind| vec![kind]));
+    let mut groups = Vec::with_capacity(kinds.len());
+    for step in steps.filter(|step| !step.is_empty()) {
+        let made = some_of_layout(session, parent, layout, &step, &options, &policy).await;
+        session.settle(&made.as_ref().map(|_| ()).map_err(Error::clone)).await?;
+        groups.extend(made?);
+    }
+    groups.sort_unstable_by_key(|(kind, _)| *kind as u8);
+    Ok(groups)
+}
+
+async fn some_of_layout(
+    session: &Session,
+    parent: &Arc<Members>,
+    layout: &Layout,
+    kinds: &[Kind],
+    options: &GroupOptions,
+    policy: &Policy,
+) -> Result<Vec<(Kind, Arc<Group>)>> {
+    let prefix = options.name.as_deref().map_or_else(String::new, |name| format!("{name}/"));
+    // Whoever waits for a rank here is to tell of it before those do who wait for the outcome.
+    let patience = options.timeout.duration().map(|all| all.saturating_sub(session.elapsed()) / 10 * 9);
+    let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+    let mut groups = Vec::with_capacity(kinds.len());
+    for kind in kinds {
+        let Some(membership) = layout.groups(*kind).of(parent.rank()) else {
+            return Err(Error::Internal(format!("rank {} is in no {} group", parent.rank(), kind.name())));
+        };
+        let name = Some(format!("{prefix}{}:{}", kind.name(), membership.index));
+        let options = GroupOptions { name, ..options.clone() };
+        let made = of_list(parent, membership.ranks, options, policy.clone(), deadline).await;
+        groups.push((*kind, made.map_err(|error| in_parent(error, membership.ranks))?));
+    }
+    Ok(groups)
+}
+
+/// The error of a group's making, in which ranks are counted as the parent does.
+fn in_parent(error: Error, ranks: &[u32]) -> Error {
+    match error {
+        Error::Failed(mut failure) => {
+            failure.rank = failure.rank.and_then(|rank| ranks.get(rank as usize).copied());
+            Error::Failed(failure)
+        }
+        error => error,
+    }
 }
 
 /// Agrees with all members on a number.
@@ -177,6 +302,27 @@ pub(super) fn check_ranks(ranks: &[u32], size: u32) -> Result<()> {
             Some(true) => return Err(Error::invalid(format_args!("rank {rank} stands twice in the list"))),
             Some(seen) => *seen = true,
         }
+    }
+    Ok(())
+}
+
+/// The bytes that the name of a group of a layout has at most, beside the prefix.
+const KIND_AND_INDEX: usize = "/external_dp:1048575".len();
+
+/// Whether the groups of `kinds` can be made in a group of `size`, named with this prefix.
+pub(super) fn check_layout(layout: &Layout, kinds: &[Kind], name: Option<&str>, size: u32) -> Result<()> {
+    if layout.world() != size {
+        return Err(Error::invalid(format_args!(
+            "the layout is for {} ranks, but the group has {size}",
+            layout.world()
+        )));
+    }
+    if let Some(twice) = KINDS.into_iter().find(|kind| kinds.iter().filter(|other| *other == kind).count() > 1) {
+        return Err(Error::invalid(format_args!("groups of kind {} are asked for twice", twice.name())));
+    }
+    let longest = LONGEST_NAME - KIND_AND_INDEX;
+    if name.is_some_and(|name| name.len() > longest) {
+        return Err(Error::invalid(format_args!("what the names of groups begin with has at most {longest} bytes")));
     }
     Ok(())
 }
@@ -230,7 +376,11 @@ async fn make(
     deadline: Option<Instant>,
 ) -> Result<Arc<Group>> {
     match make_in(endpoint, &mut session, parent, ranks, options, policy, deadline).await {
-        Ok(group) => session.finish().await.map(|()| group),
+        Ok(group) => {
+            session.finish().await?;
+            registry::enter(&group);
+            Ok(group)
+        }
         Err(error) => {
             session.give_up(&error);
             Err(error)

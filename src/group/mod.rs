@@ -5,19 +5,21 @@
 //! * `wait` — how a thread spends the time until its peers come;
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
 //! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
-//! * `create` — how groups come to be.
+//! * `create` — how groups come to be;
+//! * `registry` — groups by name.
 
 pub mod batch;
 mod core;
 mod create;
 mod gate;
 pub mod layout;
+mod registry;
 mod request;
 mod wait;
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -27,6 +29,7 @@ pub use self::request::Request;
 use self::{
     core::{Core, Outcome, Work},
     gate::{Gate, Inside},
+    layout::{Kind, Layout},
 };
 pub use crate::bootstrap::fork::forked;
 use crate::{
@@ -41,6 +44,9 @@ use crate::{
 /// What is done with a group that was made: before the making call returns, or at the end of its batch. `None` for
 /// a rank that is not in it.
 pub type Deliver = Box<dyn FnOnce(Option<Arc<Group>>) + Send>;
+
+/// As [`Deliver`], for the groups of a layout that this rank is in, by kind.
+pub type DeliverKinds = Box<dyn FnOnce(Vec<(Kind, Arc<Group>)>) + Send>;
 
 /// How long whoever ends a call from outside waits for it to let go of its buffers.
 const LETTING_GO: Duration = Duration::from_secs(10);
@@ -57,6 +63,8 @@ pub struct Group {
     occupied: AtomicBool,
     /// The plan, for whoever asks from another thread.
     plan: Arc<Mutex<Arc<Plan>>>,
+    /// See [`Group::tag`].
+    tag: OnceLock<usize>,
 }
 
 impl Group {
@@ -91,6 +99,41 @@ impl Group {
         let policy = batch::checked(create::policy(&options))?;
         let task = create::by_color(self.members.clone(), color, key, self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
+    }
+
+    /// Makes the groups of these kinds that this rank has in a layout of this group: one of each, named after its kind
+    /// and number, as `tp:0`, behind `options.name` and a slash where there is one. Collective over all ranks, which
+    /// must have been given the same layout and ask for the same kinds; otherwise no group is made. A failure on any
+    /// rank fails it on all, and leaves this group as it is.
+    pub fn create_layout(
+        self: &Arc<Self>,
+        layout: &Arc<Layout>,
+        kinds: &[Kind],
+        options: GroupOptions,
+        deliver: DeliverKinds,
+    ) -> Result<()> {
+        batch::checked(self.members.check())?;
+        batch::checked(create::check_layout(layout, kinds, options.name.as_deref(), self.size()))?;
+        let policy = batch::checked(create::policy(&options))?;
+        let (parent, layout, options) = (self.members.clone(), layout.clone(), self.inherit(options));
+        let task = create::from_layout(parent, layout, kinds.to_vec(), options, policy, deliver);
+        self.perform(Work::Task(Box::pin(task)))
+    }
+
+    /// The group of this name in this process. Where ranks share the process and more than one of them is in it, `rank`
+    /// says whose; where several groups share a name, none is found.
+    pub fn find(name: &str, rank: Option<u32>) -> Result<Arc<Self>> {
+        registry::find(name, rank)
+    }
+
+    /// A number that whoever keeps the group finds again with it; 0 until it is set.
+    pub fn tag(&self) -> usize {
+        self.tag.get().copied().unwrap_or(0)
+    }
+
+    /// Sets [`Group::tag`], once.
+    pub fn set_tag(&self, tag: usize) {
+        let _ = self.tag.set(tag);
     }
 
     /// This rank.
@@ -235,7 +278,7 @@ impl Group {
     ) -> Arc<Self> {
         let plan = Arc::new(Mutex::new(Arc::new(plan)));
         let core = Gate::new(Core::new(members.clone(), plan.clone(), communicators));
-        Arc::new(Group { members, options, core, occupied: AtomicBool::new(false), plan })
+        Arc::new(Group { members, options, core, occupied: AtomicBool::new(false), plan, tag: OnceLock::new() })
     }
 
     /// Work that is not a call: waited for, or written down in a batch.
@@ -307,5 +350,8 @@ impl Drop for Occupied<'_> {
 impl Drop for Group {
     fn drop(&mut self) {
         self.members.leave();
+        if !forked() {
+            registry::leave(self);
+        }
     }
 }

@@ -295,7 +295,36 @@ void a_capture_session_on_cpu_groups_does_nothing() {
     });
 }
 
+void a_layout_plans_draws_and_makes_groups() {
+    tutti::LayoutOptions options;
+    options.world = 4;
+    options.tensor = 2;
+    options.pipeline = 2;
+    options.hosts = {0, 0, 1, 1};
+    options.domains = {0, 1, 0, 1};
+    const tutti::Layout layout(options);
+    using Groups = std::vector<std::vector<std::int32_t>>;
+    CHECK(layout.groups(tutti::Kind::tp) == (Groups{{0, 2}, {1, 3}}));
+    CHECK(layout.of(tutti::Kind::pp, 3) == std::make_pair(1, 1));
+    CHECK(layout.reach(tutti::Kind::tp)[0] == std::make_pair(2, 1));
+    CHECK(layout.digest() == tutti::Layout(options).digest());
+    CHECK(layout.draw(tutti::Format::svg).rfind("<svg ", 0) == 0);
+    options.lanes = {0};
+    CHECK(thrown([&] { tutti::Layout refused(options); }) == tutti::Status::invalid_argument);
+    threads(4, [&](tutti::GroupRef world) {
+        const auto groups = layout.create(world, {tutti::Kind::tp, tutti::Kind::pp});
+        const tutti::GroupRef tp = groups[static_cast<std::size_t>(tutti::Kind::tp)];
+        CHECK(!groups[static_cast<std::size_t>(tutti::Kind::ep)]);
+        CHECK(tutti::find_group(tp.name(), tp.rank()).get() == tp.get());
+        int sum = 1 << world.rank();
+        tp.all_reduce(&sum, 1);
+        CHECK(sum == (world.rank() % 2 == 0 ? 5 : 10));
+        CHECK(thrown([] { (void)tutti::find_group("nobody"); }) == tutti::Status::invalid_argument);
+    });
+}
+
 const test_t TESTS[] = {
+    {"a_layout_plans_draws_and_makes_groups", a_layout_plans_draws_and_makes_groups},
     {"typed_pointers_name_their_dtype", typed_pointers_name_their_dtype},
     {"groups_are_made_and_left_by_scope", groups_are_made_and_left_by_scope},
     {"errors_carry_status_and_sentence", errors_carry_status_and_sentence},

@@ -323,6 +323,67 @@ class Failures(unittest.TestCase):
         self.assertTrue(1 <= level <= 5 and target and message)
 
 
+class Layouts(unittest.TestCase):
+    def supernodes(self):
+        ranks = range(16)
+        return tutti.Layout(16, tensor=8, pipeline=2, hosts=[rank // 8 for rank in ranks],
+                            domains=[rank // 4 % 2 for rank in ranks], lanes=[rank % 4 for rank in ranks])
+
+    def test_a_layout_answers_and_is_drawn(self):
+        with self.supernodes() as layout:
+            self.assertEqual(layout.groups(tutti.Kind.TP),
+                             [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]])
+            self.assertEqual(layout.of(tutti.Kind.PP, 12), (4, 1))
+            self.assertEqual(layout.reach(tutti.Kind.TP), [(2, 1), (2, 1)])
+            self.assertEqual(layout.digest, self.supernodes().digest)
+            drawn = json.loads(layout.draw("json"))
+            self.assertEqual(drawn["groups"]["pp"][0], {"name": "pp:0", "ranks": [0, 4], "hosts": 1, "domains": 2})
+            self.assertEqual(drawn["axes"], ["external_dp", "dp", "pp", "pcp", "tp"])
+            self.assertTrue(layout.draw().startswith("layout of 16 ranks"))
+            self.assertTrue(layout.draw("svg").startswith("<svg "))
+
+    def test_what_cannot_be_is_refused(self):
+        with self.assertRaisesRegex(tutti.Error, "must be the world's size"):
+            tutti.Layout(4, tensor=3)
+        with self.assertRaisesRegex(ValueError, "order has 2 numbers"):
+            tutti.Layout(4, tensor=4, order=[0, 1])
+        with self.assertRaisesRegex(tutti.Error, "no axis of its own"):
+            tutti.Layout(4, tensor=4, axes=[tutti.Kind.EP] * 5)
+
+    def test_a_layout_makes_groups_that_are_found_by_name(self):
+        def body(world, rank):
+            with tutti.Layout(4, tensor=2, pipeline=2) as layout:
+                groups = layout.create(world, [tutti.Kind.TP, tutti.Kind.PP])
+            self.assertEqual(set(groups), {tutti.Kind.TP, tutti.Kind.PP})
+            values = array.array("q", [1 << rank])
+            groups[tutti.Kind.PP].all_reduce(values)
+            self.assertEqual(values[0], 5 if rank % 2 == 0 else 10)
+            tp = groups[tutti.Kind.TP]
+            self.assertEqual(tutti.find_group(tp.name, tp.rank).handle, tp.handle)
+            tp.sync()
+            for group in groups.values():
+                group.destroy()
+            with self.assertRaises(tutti.Error):
+                tutti.find_group("tp:9")
+
+        on_threads(4, body)
+
+    def test_one_thread_makes_the_groups_of_all_ranks_in_a_batch(self):
+        ranks, layout = tutti.World.local(2), tutti.Layout(2, tensor=2)
+        with tutti.Batch():
+            made = [layout.create(rank) for rank in ranks]
+        values = [array.array("i", [1]), array.array("i", [2])]
+        with tutti.Batch():
+            for groups, value in zip(made, values):
+                groups[tutti.Kind.EP].all_reduce(value)
+        self.assertEqual([value[0] for value in values], [3, 3])
+        for groups in made:
+            for group in groups.values():
+                group.destroy()
+        for rank in ranks:
+            rank.destroy()
+
+
 class Loading(unittest.TestCase):
     def load(self, **environment):
         command = [sys.executable, "-c", "import tutti; print(tutti.library_path)"]

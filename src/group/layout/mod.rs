@@ -10,8 +10,9 @@
 //!
 //! * [`Description`] — sizes, order of axes, order of ranks, labels: what all ranks must say alike;
 //! * [`Layout`] — the answer: groups by kind and by rank, hosts and domains they cross;
-//! * [`table`] and [`svg`] — the answer as text and as a picture.
+//! * [`table`], [`json`] and [`svg`] — the answer as text, for tools, and as a picture.
 
+mod json;
 mod order;
 mod svg;
 mod table;
@@ -47,15 +48,6 @@ pub enum Axis {
 pub const AXES: [Axis; 5] = [Axis::ExternalData, Axis::Data, Axis::Pipeline, Axis::PrefillContext, Axis::Tensor];
 
 impl Axis {
-    /// The axis with this number.
-    pub fn parse(code: i32) -> Result<Self> {
-        AXES.into_iter().find(|axis| *axis as i32 == code).ok_or_else(|| {
-            Error::invalid(format_args!(
-                "{code} is no axis of a layout (external DP 0, DP 1, PP 2, PCP 3, TP 4; DCP and EP reuse ranks of these)"
-            ))
-        })
-    }
-
     /// The name in sentences and tables.
     pub const fn name(self) -> &'static str {
         match self {
@@ -122,6 +114,18 @@ impl Kind {
         }
     }
 
+    /// The axis along which the groups lie, for kinds that have one of their own.
+    pub const fn axis(self) -> Option<Axis> {
+        match self {
+            Kind::Tensor => Some(Axis::Tensor),
+            Kind::Pipeline => Some(Axis::Pipeline),
+            Kind::Data => Some(Axis::Data),
+            Kind::ExternalData => Some(Axis::ExternalData),
+            Kind::PrefillContext => Some(Axis::PrefillContext),
+            Kind::DecodeContext | Kind::Expert => None,
+        }
+    }
+
     /// The axes along which ranks of a group may differ, the one that runs slowest first. Group ranks count along
     /// them, and where a group is smaller than they are together, it takes neighbours in that counting.
     pub const fn span(self) -> &'static [Axis] {
@@ -179,6 +183,11 @@ impl Sizes {
             Kind::ExternalData => self.external_data,
             Kind::PrefillContext => self.prefill_context,
         }
+    }
+
+    /// Whether these are sizes of a world of so many ranks.
+    pub fn check(self, world: u32) -> Result<()> {
+        self.resolve(world).map(|_| ())
     }
 
     /// Fills in the defaults and checks that the sizes fit each other and the world.
@@ -508,6 +517,11 @@ impl Layout {
     /// The layout as text: one line per group.
     pub fn table(&self) -> String {
         table::draw(self)
+    }
+
+    /// The layout as one JSON object.
+    pub fn json(&self) -> String {
+        json::draw(self)
     }
 
     /// The layout as an SVG picture: for each kind, the ranks as cells and the groups as colours.
