@@ -35,6 +35,9 @@ struct Plan {
     fate: Fate,
 }
 
+/// The groups of one rank, by number.
+type Groups = Vec<Option<Arc<Group>>>;
+
 fn plans(random: &mut Random, fates: &[Fate]) -> Vec<Plan> {
     (0..GROUPS)
         .map(|_| {
@@ -47,9 +50,8 @@ fn plans(random: &mut Random, fates: &[Fate]) -> Vec<Plan> {
 }
 
 /// All groups: `[rank][group]`, none where the rank is no member.
-fn make(ranks: &[Arc<Group>], plans: &[Plan], turn: usize) -> Vec<Vec<Option<Arc<Group>>>> {
-    let made: Vec<Arc<Mutex<Vec<Option<Arc<Group>>>>>> =
-        ranks.iter().map(|_| Arc::new(Mutex::new(vec![None; GROUPS]))).collect();
+fn make(ranks: &[Arc<Group>], plans: &[Plan], turn: usize) -> Vec<Groups> {
+    let made: Vec<Arc<Mutex<Groups>>> = ranks.iter().map(|_| Arc::new(Mutex::new(vec![None; GROUPS]))).collect();
     batch::begin().unwrap();
     for (index, plan) in plans.iter().enumerate() {
         for rank in &plan.members {
