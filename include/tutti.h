@@ -9,7 +9,7 @@
  * A function never exits, aborts, prints, throws or unwinds. In a process forked from one that had made a world
  * everything returns TUTTI_INVALID_USAGE: start processes by spawning them.
  *
- * Handles. Groups, requests, layouts and capture sessions are opaque; never look behind the pointer. They may be used from any
+ * Handles. Groups, requests, layouts, queues and capture sessions are opaque; never look behind the pointer. They may be used from any
  * thread. Destroying one twice succeeds; any other use of a destroyed handle, NULL, or a handle of another kind is
  * TUTTI_INVALID_ARGUMENT, never a crash.
  *
@@ -76,6 +76,8 @@
     { sizeof(tutti_group_options_t), NULL, 0, 0, NULL }
 #define TUTTI_LAYOUT_OPTIONS_INIT \
     { sizeof(tutti_layout_options_t), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0, 0 }, NULL, NULL, NULL, NULL }
+#define TUTTI_QUEUE_OPTIONS_INIT \
+    { sizeof(tutti_queue_options_t), 0, 0, NULL, 0 }
 #define TUTTI_CALL_INIT \
     { sizeof(tutti_call_t), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL, NULL, 0 }
 #define TUTTI_FAILURE_INIT \
@@ -329,6 +331,9 @@ struct tutti_group;
 /// How a world splits into groups. May be used from any thread.
 struct tutti_layout;
 
+/// One rank's end of a queue. May be used from any thread, by one at a time.
+struct tutti_queue;
+
 /// A started call. May be used from any thread.
 struct tutti_request;
 
@@ -519,6 +524,30 @@ typedef struct tutti_call tutti_call_t;
 
 /// See struct tutti_request.
 typedef struct tutti_request tutti_request_t;
+
+/// How a queue is made. All zero but struct_size, or a NULL pointer: the defaults.
+///
+/// Initialise with TUTTI_QUEUE_OPTIONS_INIT. Every field must be equal on all ranks.
+struct tutti_queue_options {
+    /// sizeof(tutti_queue_options_t) as the caller was compiled.
+    size_t struct_size;
+    /// The rank of the group that writes.
+    int32_t writer;
+    /// Bytes of messages that may wait for the slowest reader, in pieces of 16 KiB, of which each message takes at
+    /// least one; 0: 1 MiB. Larger messages stream through.
+    size_t capacity;
+    /// The queue's name in texts, up to 255 bytes of UTF-8. NULL or "": made up.
+    const char *name;
+    /// The deadline of the making, and of reads and writes: milliseconds, TUTTI_TIMEOUT_DEFAULT (the group's) or
+    /// TUTTI_TIMEOUT_NEVER.
+    int64_t timeout_ms;
+};
+
+/// See struct tutti_queue_options.
+typedef struct tutti_queue_options tutti_queue_options_t;
+
+/// See struct tutti_queue.
+typedef struct tutti_queue tutti_queue_t;
 
 /// See struct tutti_capture.
 typedef struct tutti_capture tutti_capture_t;
@@ -1216,6 +1245,73 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_begin(void);
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process, or no batch is open in this thread); otherwise the
 /// first failure in the order of the calls, as the call itself returns it.
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_end(void);
+
+/// Makes a queue through which one rank of `group` writes messages to all others: for control messages to ranks that
+/// mostly sleep. A rank that waits for a message costs no core; one that is written to is woken.
+///
+/// options: NULL for the defaults: rank 0 writes, and 1 MiB of messages may wait for the slowest reader. Collective over
+/// all ranks, which must give the same options. Needs memory that all ranks share, so all of one host.
+///
+/// *queue gets a handle that the caller must destroy with tutti_queue_destroy; in an open batch it is NULL until
+/// tutti_batch_end, and `queue` must stay valid until then. NULL on failure. The queue is a thing of its own: its
+/// failures are not the group's, and it outlives the group. One thread at a time reads or writes it; other calls of the
+/// group go on beside it. One thread that drives several ranks must not wait for itself in it.
+///
+/// Returns what tutti_group_split returns; TUTTI_UNSUPPORTED where the ranks share no memory.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_queue_create(tutti_group_t *group,
+                                  const tutti_queue_options_t *options,
+                                  tutti_queue_t **queue);
+
+/// Writes a message to all readers. Returns when the queue has taken it, read or not; a message of any size streams
+/// through, as fast as the slowest reader reads.
+///
+/// message: `bytes` bytes, which may be 0. Only the rank that writes the queue may call it.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open, this rank reads,
+/// or another thread is inside a call on the queue); TUTTI_TIMEOUT, naming a reader that made no room within timeout_ms:
+/// if nothing of the message was written, as the text says, the queue lives and the call may be repeated;
+/// TUTTI_PEER_LOST, naming a reader that died or left; TUTTI_ABORTED (the queue was destroyed meanwhile). A failure of
+/// the queue is repeated by all its later calls, on all ranks.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_queue_write(tutti_queue_t *queue,
+                                 const void *message,
+                                 size_t bytes,
+                                 int64_t timeout_ms);
+
+/// Waits for the next message, leaves it in the queue, and writes how many bytes it has.
+///
+/// Returns what tutti_queue_read returns.
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_queue_next(tutti_queue_t *queue, size_t *bytes, int64_t timeout_ms);
+
+/// Waits for the next message, copies it into `buffer`, and writes how many bytes it has. Every reader gets every
+/// message, in the order in which they were written.
+///
+/// capacity: bytes at buffer. A message that is longer stays in the queue, and is TUTTI_INVALID_ARGUMENT; ask
+/// tutti_queue_next. bytes: may be NULL. timeout_ms: milliseconds, TUTTI_TIMEOUT_DEFAULT (the queue's) or
+/// TUTTI_TIMEOUT_NEVER, which a writer that dies or leaves ends too.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open, this rank writes,
+/// or another thread is inside a call on the queue); TUTTI_TIMEOUT: no message came within timeout_ms, and nothing has
+/// failed; TUTTI_PEER_LOST: the writer died or left, and all it had written was read; TUTTI_ABORTED (the queue was
+/// destroyed meanwhile); or the queue's failure.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_queue_read(tutti_queue_t *queue,
+                                void *buffer,
+                                size_t capacity,
+                                size_t *bytes,
+                                int64_t timeout_ms);
+
+/// Leaves the queue and frees this rank's end of it. Local. Messages that were written stay readable to the readers, who
+/// then get TUTTI_PEER_LOST. A call in another thread ends with TUTTI_ABORTED. Destroying NULL or a destroyed queue
+/// succeeds. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a queue); TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+tutti_status_t tutti_queue_destroy(tutti_queue_t *queue);
 
 /// Allocates memory on every rank that the group and its descendants reach without a copy: calls whose buffers all
 /// lie in such memory may carry TUTTI_CALL_REGISTERED. Collective, with equal `bytes` on all ranks. The memory

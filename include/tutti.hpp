@@ -1,6 +1,6 @@
 /* tutti.hpp: libtutti for C++17. Header-only, over tutti.h, which has the contract of every call.
  *
- * Owners (Group, Request, Layout, Memory, Capture) are move-only and free what they own; GroupRef is a group somebody else
+ * Owners (Group, Request, Layout, Queue, Memory, Capture) are move-only and free what they own; GroupRef is a group somebody else
  * owns, as a string_view is to a string. What fails throws tutti::Error with the status and the library's sentence;
  * whoever wants no exceptions passes get() to the C functions. Element types of pointers become dtypes by
  * themselves: all_reduce(float *, count); for others name the dtype. */
@@ -734,6 +734,56 @@ private:
 
     tutti_layout_t *raw_ = nullptr;
     std::size_t world_ = 0;
+};
+
+/// How a queue is made; as it stands: rank 0 writes, and 1 MiB may wait for the slowest reader.
+struct QueueOptions {
+    int writer = 0;
+    std::size_t capacity = 0;
+    std::string name;
+    Timeout timeout{0};
+};
+
+/// This rank's end of a queue: messages from one rank to all others.
+class [[nodiscard]] Queue {
+public:
+    /// Collective.
+    explicit Queue(GroupRef group, const QueueOptions &options = {}) {
+        tutti_queue_options_t raw = TUTTI_QUEUE_OPTIONS_INIT;
+        raw.writer = options.writer;
+        raw.capacity = options.capacity;
+        raw.name = options.name.empty() ? nullptr : options.name.c_str();
+        raw.timeout_ms = options.timeout.count();
+        detail::check(tutti_queue_create(group.get(), &raw, &raw_));
+    }
+    Queue(Queue &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)) {}
+    Queue &operator=(Queue &&other) noexcept {
+        std::swap(raw_, other.raw_);
+        return *this;
+    }
+    ~Queue() {
+        if (raw_ != nullptr) tutti_queue_destroy(raw_);
+    }
+
+    void write(const void *message, std::size_t bytes, Timeout timeout = Timeout{0}) const {
+        detail::check(tutti_queue_write(raw_, message, bytes, timeout.count()));
+    }
+    /// Waits for the next message, leaves it, and says how many bytes it has.
+    [[nodiscard]] std::size_t next(Timeout timeout = Timeout{0}) const {
+        std::size_t bytes = 0;
+        detail::check(tutti_queue_next(raw_, &bytes, timeout.count()));
+        return bytes;
+    }
+    /// Waits for the next message and takes it.
+    [[nodiscard]] std::vector<unsigned char> read(Timeout timeout = Timeout{0}) const {
+        std::vector<unsigned char> message(next(timeout));
+        detail::check(tutti_queue_read(raw_, message.data(), message.size(), nullptr, timeout.count()));
+        return message;
+    }
+    [[nodiscard]] tutti_queue_t *get() const noexcept { return raw_; }
+
+private:
+    tutti_queue_t *raw_ = nullptr;
 };
 
 /// Calls of this thread, made together by end(): so that one thread can drive several ranks. A batch that is destroyed

@@ -19,7 +19,7 @@ from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint8
 from enum import IntEnum
 
 __all__ = [
-    "Batch", "Capture", "Collective", "DType", "Error", "Failure", "Group", "Kind", "Layout", "Mode", "Op", "Request",
+    "Batch", "Capture", "Collective", "DType", "Error", "Failure", "Group", "Kind", "Layout", "Mode", "Op", "Queue", "Request",
     "Status", "World", "find_group", "library_path", "set_log_callback", "unique_id", "version",
 ]
 __version__ = "0.1.0"
@@ -144,6 +144,12 @@ class _LayoutOptions(ctypes.Structure):
     ]
 
 
+class _QueueOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("writer", c_int32), ("capacity", c_size_t), ("name", c_char_p), ("timeout_ms", c_int64),
+    ]
+
+
 class _Call(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t), ("collective", c_int32), ("dtype", c_int32), ("op", c_int32), ("peer", c_int32),
@@ -220,6 +226,11 @@ _FUNCTIONS = {
     "request_test": (_HANDLE,),
     "request_wait": (_HANDLE, c_int64),
     "request_free": (_HANDLE,),
+    "queue_create": (_HANDLE, POINTER(_QueueOptions), _OUT),
+    "queue_write": (_HANDLE, c_void_p, c_size_t, c_int64),
+    "queue_next": (_HANDLE, POINTER(c_size_t), c_int64),
+    "queue_read": (_HANDLE, c_void_p, c_size_t, POINTER(c_size_t), c_int64),
+    "queue_destroy": (_HANDLE,),
     "batch_begin": (),
     "batch_end": (),
     "mem_alloc": (_HANDLE, c_size_t, _OUT),
@@ -877,6 +888,47 @@ class _Element:
     @property
     def value(self):
         return self._array[self._index]
+
+
+# ---- Queues --------------------------------------------------------------------------------------------------------
+
+
+class Queue:
+    """Messages from one rank of a group, the writer, to all others. Leaving its `with` block destroys this end of it."""
+
+    def __init__(self, group, writer=0, *, capacity=0, name=None, timeout_ms=0):
+        options = _QueueOptions(struct_size=ctypes.sizeof(_QueueOptions), writer=writer, capacity=capacity,
+                                name=name.encode() if name else None, timeout_ms=timeout_ms)
+        self._handle = _out("queue_create", group.handle, byref(options))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
+
+    def destroy(self):
+        handle, self._handle = self._handle, None
+        if handle:
+            _call("queue_destroy", handle)
+
+    def write(self, message, timeout_ms=0):
+        """Writes a message, of bytes or anything with the buffer protocol, to all readers."""
+        buffer = _Buffer(message, False, DType.BYTES)
+        _call("queue_write", self._handle, buffer.address, buffer.count, timeout_ms)
+
+    def next(self, timeout_ms=0):
+        """Waits for the next message, leaves it, and says how many bytes it has."""
+        size = c_size_t()
+        _call("queue_next", self._handle, byref(size), timeout_ms)
+        return size.value
+
+    def read(self, timeout_ms=0):
+        """Waits for the next message and takes it."""
+        size = self.next(timeout_ms)
+        message = ctypes.create_string_buffer(max(size, 1))
+        _call("queue_read", self._handle, message, size, None, timeout_ms)
+        return message.raw[:size]
 
 
 # ---- Requests, batches, captures -----------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
 //! caller of [`Group`](crate::group::Group) would miss. `include/tutti.h` is made from these files.
 //!
 //! * [`types`] — the C types and constants;
-//! * [`world`], [`group`], [`layout`], [`collectives`], [`request`], [`memory`], [`capture`], [`text`], [`log`] — the functions;
+//! * [`world`], [`group`], [`layout`], [`collectives`], [`request`],
+//!   [`queue`], [`memory`], [`capture`], [`text`], [`log`] — the functions;
 //! * `guard` — panic to status, and the last error;
 //! * `handles` — what stands behind an opaque pointer;
 //! * `parse` — numbers, pointers, structs and texts of C, checked.
@@ -23,6 +24,7 @@ pub mod layout;
 pub mod log;
 pub mod memory;
 mod parse;
+pub mod queue;
 pub mod request;
 pub mod text;
 pub mod types;

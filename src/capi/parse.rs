@@ -313,6 +313,12 @@ unsafe impl Versioned for tutti_layout_options {
     const FIRST_SIZE: usize = 96;
 }
 
+// SAFETY: as above.
+unsafe impl Versioned for tutti_queue_options {
+    const NAME: &'static str = "tutti_queue_options_t";
+    const FIRST_SIZE: usize = 40;
+}
+
 /// No struct will ever be larger, so a larger size is a mistake and nothing of the struct is read.
 const LARGEST_STRUCT: usize = 1024;
 
@@ -462,6 +468,28 @@ pub(super) unsafe fn write_text(text: *mut c_char, capacity: usize, needed: *mut
         unsafe { needed.write(length) }
     }
     Ok(())
+}
+
+/// Bytes that are read until a call returns.
+///
+/// # Safety
+///
+/// `start` is NULL, or `bytes` bytes are readable there for as long as the result lives, and nobody writes to them.
+pub(super) unsafe fn readable<'a>(name: &'static str, start: *const c_void, bytes: usize) -> Result<&'a [u8]> {
+    let buffer = Buffer::new(name, start.cast(), bytes)?;
+    // SAFETY: the caller's promise; where there are no bytes the pointer dangles.
+    Ok(unsafe { std::slice::from_raw_parts(buffer.start(), bytes) })
+}
+
+/// Bytes that are written until a call returns.
+///
+/// # Safety
+///
+/// `start` is NULL, or `bytes` bytes are writable there for as long as the result lives, and nobody else touches them.
+pub(super) unsafe fn writable<'a>(name: &'static str, start: *mut c_void, bytes: usize) -> Result<&'a mut [u8]> {
+    let buffer = Buffer::new(name, start.cast_const().cast(), bytes)?;
+    // SAFETY: as in `readable`. They may be uninitialised in C, but they are only written.
+    Ok(unsafe { std::slice::from_raw_parts_mut(buffer.start().cast_mut(), bytes) })
 }
 
 /// One buffer of a call: where it begins and how many bytes of it this rank touches.

@@ -3,8 +3,8 @@
 use std::{ffi::CStr, ptr};
 
 use super::{
-    capture::*, collectives::*, group::*, layout::*, memory::*, request::*, text::tutti_last_error, types::*, watchdog,
-    world::*,
+    capture::*, collectives::*, group::*, layout::*, memory::*, queue::*, request::*, text::tutti_last_error, types::*,
+    watchdog, world::*,
 };
 
 type GroupCall = (&'static str, Box<dyn Fn(*mut tutti_group) -> tutti_status_t>);
@@ -40,6 +40,7 @@ fn group_functions() -> Vec<GroupCall> {
             ptr::null(),
             [ptr::dangling_mut(); TUTTI_LAYOUT_KINDS].as_mut_ptr()
         )),
+        function!(tutti_queue_create(group, ptr::null(), &mut ptr::dangling_mut())),
         function!(tutti_group_rank(group, &mut 0)),
         function!(tutti_group_size(group, &mut 0)),
         function!(tutti_group_name(group, ptr::null_mut(), 0, &mut 0)),

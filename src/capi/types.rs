@@ -202,6 +202,13 @@ pub struct tutti_capture {
 /// See struct tutti_capture.
 pub type tutti_capture_t = tutti_capture;
 
+/// One rank's end of a queue. May be used from any thread, by one at a time.
+pub struct tutti_queue {
+    _opaque: [u8; 0],
+}
+/// See struct tutti_queue.
+pub type tutti_queue_t = tutti_queue;
+
 /// How a world splits into groups. May be used from any thread.
 pub struct tutti_layout {
     _opaque: [u8; 0],
@@ -317,6 +324,28 @@ pub struct tutti_layout_options {
 }
 /// See struct tutti_layout_options.
 pub type tutti_layout_options_t = tutti_layout_options;
+
+/// How a queue is made. All zero but struct_size, or a NULL pointer: the defaults.
+///
+/// Initialise with TUTTI_QUEUE_OPTIONS_INIT. Every field must be equal on all ranks.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct tutti_queue_options {
+    /// sizeof(tutti_queue_options_t) as the caller was compiled.
+    pub struct_size: usize,
+    /// The rank of the group that writes.
+    pub writer: i32,
+    /// Bytes of messages that may wait for the slowest reader, in pieces of 16 KiB, of which each message takes at
+    /// least one; 0: 1 MiB. Larger messages stream through.
+    pub capacity: usize,
+    /// The queue's name in texts, up to 255 bytes of UTF-8. NULL or "": made up.
+    pub name: *const c_char,
+    /// The deadline of the making, and of reads and writes: milliseconds, TUTTI_TIMEOUT_DEFAULT (the group's) or
+    /// TUTTI_TIMEOUT_NEVER.
+    pub timeout_ms: i64,
+}
+/// See struct tutti_queue_options.
+pub type tutti_queue_options_t = tutti_queue_options;
 
 /// One call of any collective, for tutti_start.
 ///
@@ -441,6 +470,13 @@ const _: () = {
     assert!(offset_of!(tutti_layout_options, hosts) == 72);
     assert!(offset_of!(tutti_layout_options, domains) == 80);
     assert!(offset_of!(tutti_layout_options, lanes) == 88);
+
+    assert!(size_of::<tutti_queue_options>() == 40 && align_of::<tutti_queue_options>() == 8);
+    assert!(offset_of!(tutti_queue_options, struct_size) == 0);
+    assert!(offset_of!(tutti_queue_options, writer) == 8);
+    assert!(offset_of!(tutti_queue_options, capacity) == 16);
+    assert!(offset_of!(tutti_queue_options, name) == 24);
+    assert!(offset_of!(tutti_queue_options, timeout_ms) == 32);
 
     assert!(size_of::<tutti_call>() == 120 && align_of::<tutti_call>() == 8);
     assert!(offset_of!(tutti_call, struct_size) == 0);

@@ -16,6 +16,7 @@ use super::{
     Deliver, DeliverKinds, Group,
     core::Outcome,
     layout::{self, KINDS, Kind, Layout},
+    queue::{DeliverQueue, Queue, QueueOptions},
     registry,
 };
 use crate::{
@@ -30,6 +31,7 @@ use crate::{
     config::{GroupOptions, Selection, Timeout, WorldOptions},
     dispatch::{self, Policy},
     error::{Error, Result, Status},
+    shm::ring::Ring,
 };
 
 /// The longest name of a group.
@@ -327,6 +329,19 @@ pub(super) fn check_layout(layout: &Layout, kinds: &[Kind], name: Option<&str>, 
     Ok(())
 }
 
+/// Whether such a queue can be made in a group of `size`.
+pub(super) fn check_queue(options: &QueueOptions, size: u32) -> Result<()> {
+    if options.writer >= size {
+        return Err(Error::invalid(format_args!("writer is {}, but the group has {size} ranks", options.writer)));
+    }
+    match &options.name {
+        Some(name) if name.len() > LONGEST_NAME => {
+            Err(Error::invalid(format_args!("a queue's name has at most {LONGEST_NAME} bytes")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What the options and this process's environment say about the choice of communicators.
 pub(super) fn policy(options: &GroupOptions) -> Result<Policy> {
     if let Some(name) = &options.name
@@ -397,25 +412,85 @@ async fn make_in(
     policy: Policy,
     deadline: Option<Instant>,
 ) -> Result<Arc<Group>> {
-    let hello = Hello { settings: settings(&ranks, &options, &policy), nonce: random()? };
-    let mine = postcard::to_allocvec(&hello).map_err(|error| Error::Internal(format!("hello: {error}")))?;
-    let said = session.all_gather(&mine, None).await?;
-    let uid = compare(session.subject(), parent, &endpoint, &ranks, &hello, &said)?;
-    // From here on peers may send on the group's channels.
-    let channels = Channels::open(&endpoint, uid);
-    let board = make_board(session, &ranks, &endpoint).await?;
     let name = options.name.clone().unwrap_or_default();
-    if let Some(trouble) = &board.1
-        && ranks.iter().all(|rank| endpoint.is_local(*rank))
+    let members = meet(endpoint, session, parent, ranks.clone(), &name, settings(&ranks, &options, &policy)).await?;
+    if let Some(trouble) = members.unshared()
+        && members.on_one_host()
     {
         log::warn!(target: "tutti::group", "group {name:?} shares no memory, so its calls will be slow: {trouble}");
     }
-    let members = Members::new(name, uid, ranks, endpoint.clone(), board)?;
-    channels.keep();
     let (plan, communicators) = dispatch::agree(&members, policy, deadline).await?;
     let (name, rank, size, digest) = (members.name(), members.rank(), members.size(), plan.digest());
     log::info!(target: "tutti::group", "group {name:?} is made: rank {rank} of {size}, plan {digest:016x}");
     Ok(Group::new(members, options, plan, communicators))
+}
+
+/// The members of something new: all say hello, compare their settings, and share a board if they can.
+async fn meet(
+    endpoint: Arc<Endpoint>,
+    session: &mut Session,
+    parent: u64,
+    ranks: Vec<u32>,
+    name: &str,
+    settings: Vec<(String, String)>,
+) -> Result<Arc<Members>> {
+    let hello = Hello { settings, nonce: random()? };
+    let mine = postcard::to_allocvec(&hello).map_err(|error| Error::Internal(format!("hello: {error}")))?;
+    let said = session.all_gather(&mine, None).await?;
+    let uid = compare(session.subject(), parent, &endpoint, &ranks, &hello, &said)?;
+    // From here on peers may send on its channels.
+    let channels = Channels::open(&endpoint, uid);
+    let board = make_board(session, &ranks, &endpoint).await?;
+    let members = Members::new(name.to_owned(), uid, ranks, endpoint.clone(), board)?;
+    channels.keep();
+    Ok(members)
+}
+
+/// A queue of all ranks of `parent`.
+pub(super) async fn queue(
+    parent: Arc<Members>,
+    options: QueueOptions,
+    slots: u64,
+    deliver: DeliverQueue,
+) -> Result<Outcome> {
+    let deadline = options.timeout.deadline();
+    let name = options.name.clone().unwrap_or_else(|| format!("queue of {}", parent.name()));
+    let all: Vec<u32> = (0..parent.size()).collect();
+    let mut session = parent.session_of(&all, deadline, format!("creation of queue {name:?}"));
+    match queue_in(&mut session, &parent, &name, &options, slots, deadline).await {
+        Ok(queue) => {
+            session.finish().await?;
+            deliver(queue);
+            Ok(Outcome::Nothing)
+        }
+        Err(error) => {
+            session.give_up(&error);
+            Err(error)
+        }
+    }
+}
+
+async fn queue_in(
+    session: &mut Session,
+    parent: &Members,
+    name: &str,
+    options: &QueueOptions,
+    slots: u64,
+    deadline: Option<Instant>,
+) -> Result<Arc<Queue>> {
+    let settings = [("version", 0), ("queue written by", options.writer.into()), ("slots", slots)];
+    let mut settings: Vec<_> = settings.map(|(name, value)| (name.to_owned(), value.to_string())).to_vec();
+    settings[0].1 = env!("CARGO_PKG_VERSION").to_owned();
+    settings.push(("name".to_owned(), name.to_owned()));
+    let (endpoint, ranks) = (parent.endpoint().clone(), parent.world_ranks().to_vec());
+    let members = meet(endpoint, session, parent.uid(), ranks, name, settings).await?;
+    if let Some(why) = members.unshared() {
+        return Err(Error::Unsupported(format!(
+            "a queue needs memory that all its ranks share: {why}; make it in a group of ranks of one host, or send objects"
+        )));
+    }
+    let ring = Ring::share(&members, options.writer, slots, deadline).await?;
+    Ok(Queue::new(members, options.writer, options.timeout, ring))
 }
 
 /// Channels that are open but belong to nobody yet.

@@ -6,13 +6,15 @@
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
 //! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
 //! * `create` — how groups come to be;
-//! * `registry` — groups by name.
+//! * `registry` — groups by name;
+//! * [`queue`] — control messages from one rank to all others.
 
 pub mod batch;
 mod core;
 mod create;
 mod gate;
 pub mod layout;
+pub mod queue;
 mod registry;
 mod request;
 mod wait;
@@ -30,6 +32,7 @@ use self::{
     core::{Core, Outcome, Work},
     gate::{Gate, Inside},
     layout::{Kind, Layout},
+    queue::{DeliverQueue, QueueOptions},
 };
 pub use crate::bootstrap::fork::forked;
 use crate::{
@@ -118,6 +121,16 @@ impl Group {
         let (parent, layout, options) = (self.members.clone(), layout.clone(), self.inherit(options));
         let task = create::from_layout(parent, layout, kinds.to_vec(), options, policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
+    }
+
+    /// Makes a queue of all ranks, through which one of them writes messages to all others. Collective. The queue's
+    /// failures are its own; it ends with its handle, not with the group's.
+    pub fn create_queue(self: &Arc<Self>, mut options: QueueOptions, deliver: DeliverQueue) -> Result<()> {
+        batch::checked(self.members.check())?;
+        let slots = batch::checked(options.slots())?;
+        batch::checked(create::check_queue(&options, self.size()))?;
+        options.timeout = options.timeout.or(self.options.timeout);
+        self.perform(Work::Task(Box::pin(create::queue(self.members.clone(), options, slots, deliver))))
     }
 
     /// The group of this name in this process. Where ranks share the process and more than one of them is in it, `rank`

@@ -25,44 +25,52 @@ struct Registry {
 
 #[derive(Default)]
 struct Entry {
-    groups: Vec<Weak<Group>>,
+    groups: Vec<Known>,
     /// Whether the name stands in `gone`.
     is_noted: bool,
+}
+
+struct Known {
+    rank: u32,
+    group: Weak<Group>,
 }
 
 /// The group of this name in this process; where ranks share the process, that of this rank.
 pub(super) fn find(name: &str, rank: Option<u32>) -> Result<Arc<Group>> {
     // Upgraded inside, dropped outside: the last reference to a group may be one of these, and its end comes here.
-    let named: Option<Vec<Arc<Group>>> =
-        registry().names.get(name).map(|entry| entry.groups.iter().filter_map(Weak::upgrade).collect());
-    let Some(named) = named else {
-        return Err(Error::invalid(format_args!("this process has no group named {name:?}")));
+    let (named, ranks): (Vec<Arc<Group>>, Vec<u32>) = {
+        let registry = registry();
+        let Some(entry) = registry.names.get(name) else {
+            return Err(Error::invalid(format_args!("this process has no group named {name:?}")));
+        };
+        let asked = entry.groups.iter().filter(|known| rank.is_none_or(|rank| known.rank == rank));
+        let ranks = entry.groups.iter().map(|known| known.rank).collect();
+        (asked.filter_map(|known| known.group.upgrade()).collect(), ranks)
     };
     let live: Vec<&Arc<Group>> = named.iter().filter(|group| !group.members.is_closed()).collect();
-    if live.is_empty() {
-        return Err(Error::invalid(format_args!("group {name:?} was destroyed")));
-    }
-    let found: Vec<_> = live.iter().filter(|group| rank.is_none_or(|rank| group.rank() == rank)).collect();
-    match found.as_slice() {
+    match live.as_slice() {
         [one] => Ok(Arc::clone(one)),
+        [] => Err(Error::invalid(match rank {
+            Some(rank) if !ranks.is_empty() && !ranks.contains(&rank) => {
+                format!("rank {rank} of group {name:?} is not in this process, which has {}", list(ranks))
+            }
+            _ => format!("group {name:?} was destroyed"),
+        })),
         [first, others @ ..] if others.iter().any(|other| other.members.uid() != first.members.uid()) => {
             Err(Error::invalid(format_args!(
                 "{} groups of this process are named {name:?}; a group that is to be found needs a name of its own",
-                found.len()
+                live.len()
             )))
         }
-        _ => {
-            let mut ranks: Vec<u32> = live.iter().map(|group| group.rank()).collect();
-            ranks.sort_unstable();
-            let ranks: Vec<String> = ranks.iter().map(u32::to_string).collect();
-            Err(Error::invalid(match rank {
-                Some(rank) => {
-                    format!("rank {rank} of group {name:?} is not in this process, which has {}", ranks.join(", "))
-                }
-                None => format!("this process has ranks {} of group {name:?}: say which", ranks.join(", ")),
-            }))
-        }
+        _ => Err(Error::invalid(format_args!("this process has {} of group {name:?}: say which", list(ranks)))),
     }
+}
+
+/// "ranks 0, 1".
+fn list(mut ranks: Vec<u32>) -> String {
+    ranks.sort_unstable();
+    let names: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    format!("rank{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))
 }
 
 /// Makes a new group known.
@@ -73,7 +81,7 @@ pub(super) fn enter(group: &Arc<Group>) {
         registry.names.insert(name.to_owned(), Entry::default());
     }
     if let Some(entry) = registry.names.get_mut(name) {
-        entry.groups.push(Arc::downgrade(group));
+        entry.groups.push(Known { rank: group.rank(), group: Arc::downgrade(group) });
     }
 }
 
@@ -83,7 +91,7 @@ pub(super) fn leave(group: &Group) {
     let Registry { names, gone } = &mut *registry;
     // A group that was never entered, since its making failed, is not there.
     let Some(entry) = names.get_mut(group.name()) else { return };
-    entry.groups.retain(|known| !std::ptr::eq(known.as_ptr(), group));
+    entry.groups.retain(|known| !std::ptr::eq(known.group.as_ptr(), group));
     if !entry.groups.is_empty() || std::mem::replace(&mut entry.is_noted, true) {
         return;
     }

@@ -36,7 +36,7 @@ const YIELDS: u32 = 50;
 /// Turns of a waiting loop between two looks at the clock while things move.
 const DEADLINE_TURNS: u64 = 64;
 /// How long a thread that drives several groups sleeps: no single bell wakes it for all of them.
-const SHORT_NAP: Duration = Duration::from_micros(100);
+pub(super) const SHORT_NAP: Duration = Duration::from_micros(100);
 
 thread_local! {
     /// Groups in which this thread has started operations that may not be over. The operations' requests keep them.
@@ -46,21 +46,21 @@ thread_local! {
 
 /// What to do before the next look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Spin,
     Yield,
     Rest,
 }
 
 /// How much longer to spin, then to yield.
-struct Patience {
+pub(super) struct Patience {
     spins: u32,
     yields: u32,
     crowded: bool,
 }
 
 impl Patience {
-    fn new(members: &Members) -> Self {
+    pub(super) fn new(members: &Members) -> Self {
         let crowded = members.is_crowded();
         Patience { spins: if crowded { SPINS_CROWDED } else { SPINS }, yields: YIELDS, crowded }
     }
@@ -70,7 +70,7 @@ impl Patience {
         self.yields = YIELDS;
     }
 
-    fn step(&mut self) -> Step {
+    pub(super) fn step(&mut self) -> Step {
         if self.spins > 0 {
             self.spins -= 1;
             return Step::Spin;
@@ -184,7 +184,7 @@ pub(super) fn advance_started(look: bool) {
 /// Goes on with everything this thread has started, but for groups of which `skip` says that they are looked after.
 /// Says whether anything is left of the rest.
 #[inline]
-fn advance_others(look: bool, skip: impl Fn(&Group) -> bool) -> bool {
+pub(super) fn advance_others(look: bool, skip: impl Fn(&Group) -> bool) -> bool {
     // Taken out meanwhile: what is finished here may call back and start something new.
     let started = with_started(std::mem::take);
     if started.is_empty() {

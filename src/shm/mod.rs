@@ -3,6 +3,7 @@
 //! * [`segment`] — where everything lies, and the counters by which staging slots are handed over;
 //! * [`small`] — calls whose data travel with the header;
 //! * [`hand_over`] — how bytes are put where another core reads them;
+//! * [`ring`] — messages from one rank to all others, for queues;
 //! * this page — the table of algorithms, and how the communicator is made.
 //!
 //! | algorithm | contribution | how |
@@ -15,6 +16,7 @@
 mod hand_over;
 #[cfg(all(test, loom))]
 mod model;
+pub(crate) mod ring;
 mod segment;
 mod small;
 

@@ -323,7 +323,26 @@ void a_layout_plans_draws_and_makes_groups() {
     });
 }
 
+void a_queue_carries_messages_to_all_readers() {
+    threads(3, [](tutti::GroupRef world) {
+        tutti::QueueOptions options;
+        options.writer = 1;
+        tutti::Queue queue(world, options);
+        tutti::Queue moved = std::move(queue);
+        const std::vector<unsigned char> message(100000, 7);
+        if (world.rank() == 1) {
+            moved.write(message.data(), message.size());
+            CHECK(thrown([&] { (void)moved.next(); }) == tutti::Status::invalid_usage);
+        } else {
+            CHECK(moved.next() == message.size() && moved.read() == message);
+            CHECK(thrown([&] { moved.write("", 0); }) == tutti::Status::invalid_usage);
+        }
+        world.barrier();
+    });
+}
+
 const test_t TESTS[] = {
+    {"a_queue_carries_messages_to_all_readers", a_queue_carries_messages_to_all_readers},
     {"a_layout_plans_draws_and_makes_groups", a_layout_plans_draws_and_makes_groups},
     {"typed_pointers_name_their_dtype", typed_pointers_name_their_dtype},
     {"groups_are_made_and_left_by_scope", groups_are_made_and_left_by_scope},

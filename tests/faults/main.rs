@@ -7,6 +7,7 @@ mod abort;
 mod death;
 mod forks;
 mod lifecycle;
+mod queues;
 mod refusals;
 mod sandbox;
 mod silence;

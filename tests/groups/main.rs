@@ -4,6 +4,7 @@
 
 mod layouts;
 mod many;
+mod queues;
 
 use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},

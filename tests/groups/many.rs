@@ -111,6 +111,7 @@ fn live(ranks: &[Arc<Group>], turn: usize, fates: &[Fate]) -> usize {
             }
             // Peers may still be in a call: what they were given by then, they keep.
             let (name, rank) = (group.name().to_owned(), group.rank());
+            group.leave();
             drop(group);
             let gone = Group::find(&name, Some(rank)).err().expect("it was destroyed").to_string();
             assert!(gone.contains("was destroyed") || gone.contains("is not in this process"), "{gone}");

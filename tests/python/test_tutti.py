@@ -384,6 +384,27 @@ class Layouts(unittest.TestCase):
             rank.destroy()
 
 
+class Queues(unittest.TestCase):
+    def test_every_reader_gets_every_message(self):
+        messages = [b"", b"go", bytes(range(256)) * 1000]
+
+        def body(world, rank):
+            with tutti.Queue(world, writer=2) as queue:
+                for message in messages:
+                    if rank == 2:
+                        queue.write(message)
+                    else:
+                        self.assertEqual(queue.next(), len(message))
+                        self.assertEqual(queue.read(), message)
+                if rank == 0:
+                    with self.assertRaises(tutti.Error) as raised:
+                        queue.read(timeout_ms=10)
+                    self.assertEqual(raised.exception.status, tutti.Status.TIMEOUT)
+                world.sync()
+
+        on_threads(3, body)
+
+
 class Loading(unittest.TestCase):
     def load(self, **environment):
         command = [sys.executable, "-c", "import tutti; print(tutti.library_path)"]
