@@ -15,7 +15,7 @@ use std::{
 use super::{gate::Collapse, letters::Letters};
 use crate::{
     bootstrap::{Members, members::nap, session::SLICE},
-    communicator::{Call, Descriptor, Letter, Placement, Progress, Task, post::Delivery},
+    communicator::{Call, Descriptor, Letter, Placement, Progress, Task, Uneven, post::Delivery},
     config::Timeout,
     dispatch::{Communicators, Plan, Standing},
     dtype::Collective,
@@ -29,6 +29,8 @@ pub(super) const SHORT_NAP: Duration = Duration::from_micros(100);
 pub(super) enum Work {
     /// A collective call; the timeout is resolved.
     Call(Call, Timeout),
+    /// A v-form; the timeout is resolved.
+    Uneven(Uneven, Timeout),
     /// A letter, which goes beside the others; the timeout is resolved.
     Letter(Letter, Timeout),
     /// A task of the control plane.
@@ -304,6 +306,11 @@ impl Core {
                 Ok((_, doing)) => doing,
                 Err(error) => return queued.ticket.complete(Err(error)),
             },
+            Work::Uneven(call, timeout) => match self.start_uneven(call, timeout) {
+                Ok((Progress::Done, _)) => return queued.ticket.complete(Ok(())),
+                Ok((_, doing)) => doing,
+                Err(error) => return queued.ticket.complete(Err(error)),
+            },
         };
         self.active = Some(Active { doing, ticket: Some(queued.ticket), since: Some(queued.since) });
     }
@@ -332,6 +339,24 @@ impl Core {
         match started {
             Ok(progress) => Ok((progress, doing)),
             Err(error) => Err(self.failed(error, &call.descriptor, sequence)),
+        }
+    }
+
+    fn start_uneven(&mut self, uneven: Uneven, timeout: Timeout) -> Result<(Progress, Doing)> {
+        self.members.hear();
+        self.members.check()?;
+        let descriptor = uneven.descriptor;
+        let choice = self.plan.choose(&descriptor).ok_or_else(|| self.plan.refusal(&descriptor))?;
+        let Some(communicator) = &mut self.communicators[choice.candidate] else {
+            return Err(Error::Internal(format!("the plan names a communicator that is not there for {descriptor}")));
+        };
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let call = Call { descriptor, send: uneven.send, recv: uneven.recv };
+        let doing = Doing::Call { candidate: choice.candidate, call, sequence, timeout, staging: None };
+        match communicator.start_uneven(uneven, sequence) {
+            Ok(progress) => Ok((progress, doing)),
+            Err(error) => Err(self.failed(error, &descriptor, sequence)),
         }
     }
 

@@ -24,7 +24,8 @@ use segment::{INLINE, Segment};
 use crate::{
     bootstrap::{Members, mapping::Mapping, members::first_trouble, session::Session},
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
+        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks, Task,
+        Uneven,
         exchange::{self, Exchange, Lanes},
         post::Post,
     },
@@ -123,6 +124,8 @@ struct Communication {
     letters: post::Letters,
     /// The inline call that is going on.
     inline: Option<Inline>,
+    /// The v-form that is going on.
+    parts: Option<Parts>,
     sources: Vec<*const u8>,
     /// What came out while this rank was about to sleep.
     outcome: Option<Result<Progress>>,
@@ -148,6 +151,7 @@ impl Communication {
             exchange: Exchange::new(members.clone(), segment),
             letters: post::Letters::new(members.clone(), wire),
             inline: None,
+            parts: None,
             sources: Vec::with_capacity(members.size() as usize),
             outcome: None,
             members,
@@ -155,6 +159,9 @@ impl Communication {
     }
 
     fn advance(&mut self) -> Result<Progress> {
+        if let Some(parts) = &mut self.parts {
+            return parts.poll(&mut self.exchange, &mut self.meeting);
+        }
         if self.inline.is_none() {
             return self.exchange.poll(&mut self.meeting);
         }
@@ -193,6 +200,7 @@ impl Communicator for Communication {
             .ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
         self.outcome = None;
         self.inline = None;
+        self.parts = None;
         if algorithm == PIPELINED {
             // SAFETY: the group calls this once per sequence, in order; there is no payload.
             unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
@@ -214,6 +222,15 @@ impl Communicator for Communication {
         self.poll()
     }
 
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        self.outcome = None;
+        self.inline = None;
+        // SAFETY: as above; there is no payload.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.parts = Some(Parts::new(self.members.clone(), call, sequence));
+        self.poll()
+    }
+
     fn poll(&mut self) -> Result<Progress> {
         match self.outcome.take() {
             Some(outcome) => outcome,
@@ -232,7 +249,11 @@ impl Communicator for Communication {
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
-        self.meeting.awaits(rank) || self.inline.is_none() && self.exchange.awaits(rank)
+        let moving = match &mut self.parts {
+            Some(parts) => parts.awaits(&mut self.exchange, rank),
+            None => self.inline.is_none() && self.exchange.awaits(rank),
+        };
+        moving || self.meeting.awaits(rank)
     }
 
     fn post(&mut self) -> Option<&mut dyn Post> {
