@@ -236,7 +236,8 @@ impl Arguments {
     }
 
     /// Parses a call of rank `rank` in a CPU group of `size`.
-    pub(super) fn parse(self, rank: u32, size: u32) -> Result<Call> {
+    #[inline(always)]
+    pub(super) fn parse(&self, rank: u32, size: u32) -> Result<Call> {
         self.check_stream()?;
         let descriptor = descriptor(self.collective, self.count, self.dtype, self.op, self.root, self.flags, size)?;
         let Some(pattern) = Pattern::new(&descriptor, rank, size) else {
@@ -313,6 +314,7 @@ pub(super) fn check_apart(send: &Letter, receive: &Letter) -> Result<()> {
 }
 
 /// Parses what all ranks of a group of `size` must agree on.
+#[inline(always)]
 pub(super) fn descriptor(
     collective: Collective,
     count: usize,
@@ -643,6 +645,7 @@ struct Buffer {
 }
 
 impl Buffer {
+    #[inline(always)]
     fn new(name: &'static str, start: *const u8, bytes: usize) -> Result<Self> {
         if bytes > 0 && start.is_null() {
             return Err(Error::invalid(format_args!("{name} is NULL, but {bytes} bytes are needed there")));

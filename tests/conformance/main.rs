@@ -15,6 +15,7 @@ macro_rules! keeps {
             $(
                 #[test]
                 fn $promise() {
+                    let _watchdog = crate::harness::watchdog();
                     crate::$room::$promise(stringify!($communicator));
                 }
             )*
