@@ -11,7 +11,8 @@ use std::{
 
 use super::{
     batch,
-    wait::{self, Patience, SHORT_NAP, Step},
+    core::SHORT_NAP,
+    wait::{self, Patience, Step},
 };
 use crate::{
     bootstrap::{Members, members::nap},

@@ -4,6 +4,7 @@
 //! * [`small`] — calls whose data travel with the header;
 //! * [`hand_over`] — how bytes are put where another core reads them;
 //! * [`ring`] — messages from one rank to all others, for queues;
+//! * [`post`] — messages from rank to rank;
 //! * this page — the table of algorithms, and how the communicator is made.
 //!
 //! | algorithm | contribution | how |
@@ -16,6 +17,7 @@
 mod hand_over;
 #[cfg(all(test, loom))]
 mod model;
+mod post;
 pub(crate) mod ring;
 mod segment;
 mod small;
@@ -28,10 +30,12 @@ use small::{LINE_BYTES, LINES_BYTES, SLOT_BYTES, Scratch, Small, Way};
 use crate::{
     bootstrap::{Members, mapping::Mapping, members::first_trouble, session::Session},
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
+        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
+        Task, Uneven,
         exchange::{Exchange, Lanes},
+        post::Post,
     },
-    dtype::{OPS, REDUCIBLE},
+    dtype::{COLLECTIVES, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
@@ -61,7 +65,7 @@ impl Provider for Shm {
         if let Some(why) = members.unshared() {
             return Err(format!("no memory could be shared: {why}"));
         }
-        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        let mut capabilities = Capabilities::new(&COLLECTIVES, &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;
         capabilities.rank_order = true;
         capabilities.detects_mismatch = true;
@@ -72,16 +76,16 @@ impl Provider for Shm {
 
     fn create(&self, members: Arc<Members>, deadline: Option<std::time::Instant>) -> Task<Box<dyn Communicator>> {
         Box::pin(async move {
-            let mapping = share(&members, deadline).await?;
-            Ok(Box::new(Communication::new(members, mapping)) as Box<dyn Communicator>)
+            let (mapping, fd) = share(&members, deadline).await?;
+            Ok(Box::new(Communication::new(members, mapping, Some(fd))) as Box<dyn Communicator>)
         })
     }
 }
 
 /// Makes the segment together: the first rank makes the memfd, every rank maps it and commits its own part, so
 /// that the part's pages come from the memory next to the rank.
-async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> Result<Arc<Mapping>> {
-    let bytes = Segment::bytes(members.size());
+async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> Result<(Arc<Mapping>, OwnedFd)> {
+    let bytes = Segment::bytes(members.size()) + post::bytes(members.size());
     let mut session = members.session(deadline, format!("shared memory of group {:?}", members.name()));
     let mapped = share_in(&mut session, members, bytes).await;
     match mapped {
@@ -95,7 +99,7 @@ async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> 
 }
 
 /// The outer error is the session's, and ends the making of the group; the inner one only this communicator's.
-async fn share_in(session: &mut Session, members: &Members, bytes: usize) -> Result<Result<Arc<Mapping>>> {
+async fn share_in(session: &mut Session, members: &Members, bytes: usize) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
     let made: Result<Option<OwnedFd>> = match members.rank() {
         0 => Mapping::create("tutti-shm", bytes).map(Some),
         _ => Ok(None),
@@ -110,7 +114,9 @@ async fn share_in(session: &mut Session, members: &Members, bytes: usize) -> Res
     Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| {
         let mine = Segment::part(members.rank());
         Mapping::commit(fd, mine.start, mine.len())?;
-        Mapping::open(fd, bytes)
+        post::commit(fd, Segment::bytes(members.size()), members.rank(), members.size())?;
+        let kept = fd.try_clone().map_err(|error| Error::Unsupported(format!("cannot keep shared memory: {error}")))?;
+        Ok((Mapping::open(fd, bytes)?, kept))
     }))
 }
 
@@ -119,20 +125,28 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Segment>,
-    /// The small call that is going on; else it is an exchange.
+    letters: post::Letters,
+    /// The small call that is going on; else it is a v-form, or an exchange.
     small: Option<Small>,
+    /// The v-form that is going on.
+    parts: Option<Parts>,
     scratch: Scratch,
     /// What came out while this rank was about to sleep.
     outcome: Option<Result<Progress>>,
 }
 
 impl Communication {
-    fn new(members: Arc<Members>, mapping: Arc<Mapping>) -> Self {
-        let segment = Segment::new(members.clone(), mapping);
+    /// In a mapping of the segment and, behind it, the post; `fd` is what is mapped, if parts of it are still to be
+    /// committed.
+    fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>) -> Self {
+        let segment = Segment::new(members.clone(), mapping.clone());
+        let wire = post::Memory::new(members.clone(), mapping, Segment::bytes(members.size()), fd);
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),
+            letters: post::Letters::new(members.clone(), wire),
             small: None,
+            parts: None,
             scratch: Scratch::new(members.size()),
             outcome: None,
             members,
@@ -141,9 +155,10 @@ impl Communication {
 
     #[inline]
     fn advance(&mut self) -> Result<Progress> {
-        match &mut self.small {
-            Some(small) => small.poll(&self.members, &self.exchange.lanes, &mut self.meeting, &mut self.scratch),
-            None => self.exchange.poll(&mut self.meeting),
+        match (&mut self.small, &mut self.parts) {
+            (Some(small), _) => small.poll(&self.members, &self.exchange.lanes, &mut self.meeting, &mut self.scratch),
+            (None, Some(parts)) => parts.poll(&mut self.exchange, &mut self.meeting),
+            (None, None) => self.exchange.poll(&mut self.meeting),
         }
     }
 }
@@ -154,6 +169,7 @@ impl Communicator for Communication {
         let pattern = Pattern::new(&call.descriptor, me, size)
             .ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
         self.outcome = None;
+        self.parts = None;
         let way = match algorithm {
             0 => Some(Way::Line),
             1 => Some(Way::Lines),
@@ -172,6 +188,15 @@ impl Communicator for Communication {
         self.advance()
     }
 
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        self.outcome = None;
+        self.small = None;
+        // SAFETY: as above; there is no payload.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.parts = Some(Parts::new(self.members.clone(), call, sequence));
+        self.advance()
+    }
+
     fn poll(&mut self) -> Result<Progress> {
         match self.outcome.take() {
             Some(outcome) => outcome,
@@ -184,17 +209,22 @@ impl Communicator for Communication {
         let doze = members.doze();
         // The look between "I am about to sleep" and sleeping, which makes a lost wake-up impossible.
         match self.advance() {
-            Ok(Progress::Pending) if members.check().is_ok() => doze.sleep(at_most),
+            Ok(Progress::Pending) if self.letters.is_still() && members.check().is_ok() => doze.sleep(at_most),
             outcome => self.outcome = Some(outcome),
         }
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
         self.meeting.awaits(rank)
-            || match &self.small {
-                Some(small) => small.awaits(&self.exchange.lanes, rank),
-                None => self.exchange.awaits(rank),
+            || match (&self.small, &mut self.parts) {
+                (Some(small), _) => small.awaits(&self.exchange.lanes, rank),
+                (None, Some(parts)) => parts.awaits(&mut self.exchange, rank),
+                (None, None) => self.exchange.awaits(rank),
             }
+    }
+
+    fn post(&mut self) -> Option<&mut dyn Post> {
+        Some(&mut self.letters)
     }
 }
 
