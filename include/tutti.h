@@ -9,7 +9,7 @@
  * A function never exits, aborts, prints, throws or unwinds. In a process forked from one that had made a world
  * everything returns TUTTI_INVALID_USAGE: start processes by spawning them.
  *
- * Handles. Groups, requests, layouts, queues and capture sessions are opaque; never look behind the pointer. They may be used from any
+ * Handles. Groups, requests, dicts, layouts, queues and capture sessions are opaque; never look behind the pointer. They may be used from any
  * thread. Destroying one twice succeeds; any other use of a destroyed handle, NULL, or a handle of another kind is
  * TUTTI_INVALID_ARGUMENT, never a crash.
  *
@@ -78,6 +78,10 @@
     { sizeof(tutti_layout_options_t), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0, 0 }, NULL, NULL, NULL, NULL }
 #define TUTTI_QUEUE_OPTIONS_INIT \
     { sizeof(tutti_queue_options_t), 0, 0, NULL, 0 }
+#define TUTTI_TENSOR_INIT \
+    { sizeof(tutti_tensor_t), NULL, NULL, 0, 0, 0, 0, NULL, NULL }
+#define TUTTI_DICT_OPTIONS_INIT \
+    { sizeof(tutti_dict_options_t), 0, 0, NULL, 0 }
 #define TUTTI_CALL_INIT \
     { sizeof(tutti_call_t), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL, NULL, 0 }
 #define TUTTI_FAILURE_INIT \
@@ -249,6 +253,12 @@
 /// Call flag: on every rank, send and recv are memory of tutti_mem_alloc. All ranks must say the same.
 #define TUTTI_CALL_REGISTERED 2
 
+/// Flag of a tensor in a dict: every rank of a replicating group sends all of it, because they hold different values.
+#define TUTTI_TENSOR_WHOLE 1
+
+/// Flag of a tensor in a dict: every rank of a replicating group sends its slice, however small.
+#define TUTTI_TENSOR_SLICED 2
+
 /// No communicator of the group serves the call.
 #define TUTTI_MODE_NONE 0
 
@@ -320,6 +330,9 @@
 
 /// A capture session. May be used from any thread.
 struct tutti_capture;
+
+/// A message of tensors, or an object: on its way, or here. May be used from any thread.
+struct tutti_dict;
 
 /// Ordered ranks that communicate, as one of them sees them.
 ///
@@ -524,6 +537,55 @@ typedef struct tutti_call tutti_call_t;
 
 /// See struct tutti_request.
 typedef struct tutti_request tutti_request_t;
+
+/// A tensor: what it is, and where its elements are.
+///
+/// Initialise with TUTTI_TENSOR_INIT.
+struct tutti_tensor {
+    /// sizeof(tutti_tensor_t) as the caller was compiled; in an array the same in all.
+    size_t struct_size;
+    /// Its name among the others of its dict: up to 255 bytes of UTF-8. NULL: "".
+    const char *name;
+    /// The element with all indices 0. May be NULL where there are no elements.
+    void *data;
+    /// TUTTI_FLOAT32 and so on.
+    int32_t dtype;
+    /// TUTTI_DEVICE_CPU or TUTTI_DEVICE_CUDA; 0: TUTTI_DEVICE_CPU.
+    int32_t device_kind;
+    /// Dimensions, 0 to 16.
+    int32_t ndim;
+    /// TUTTI_TENSOR_WHOLE, TUTTI_TENSOR_SLICED, or 0.
+    uint32_t flags;
+    /// `ndim` extents, 0 or more.
+    const int64_t *shape;
+    /// `ndim` strides, in elements, or NULL: the elements lie row by row.
+    const int64_t *strides;
+};
+
+/// See struct tutti_tensor.
+typedef struct tutti_tensor tutti_tensor_t;
+
+/// With whom a dict is exchanged, and how. All zero but struct_size, or a NULL pointer: the defaults.
+///
+/// Initialise with TUTTI_DICT_OPTIONS_INIT.
+struct tutti_dict_options {
+    /// sizeof(tutti_dict_options_t) as the caller was compiled.
+    size_t struct_size;
+    /// The other rank of the group; the root of a broadcast.
+    int32_t peer;
+    /// Dicts meet by peer and tag, in order: 0 or more. They meet no tutti_send or tutti_recv, whatever its tag.
+    int32_t tag;
+    /// The group of the ranks that all hold the same tensors, or that receive their slices; or NULL.
+    tutti_group_t *replicas;
+    /// The deadline of each step: milliseconds, TUTTI_TIMEOUT_DEFAULT (the group's) or TUTTI_TIMEOUT_NEVER.
+    int64_t timeout_ms;
+};
+
+/// See struct tutti_dict_options.
+typedef struct tutti_dict_options tutti_dict_options_t;
+
+/// See struct tutti_dict.
+typedef struct tutti_dict tutti_dict_t;
 
 /// How a queue is made. All zero but struct_size, or a NULL pointer: the defaults.
 ///
@@ -1269,6 +1331,169 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_begin(void);
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_USAGE (forked process, or no batch is open in this thread); otherwise the
 /// first failure in the order of the calls, as the call itself returns it.
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_end(void);
+
+/// Sends named tensors to a rank as one message, which tutti_dict_recv receives.
+///
+/// tensors[0] to tensors[count - 1]: their names are different; any strides, any extents, 0 included. All have
+/// the same struct_size. options->peer and options->tag: to whom, and what the message meets its receive by. The memory
+/// of the tensors is host memory.
+///
+/// options->replicas: where all ranks of that group hold the same tensors, as those of a TP group hold the hidden
+/// state, and each of them sends to its own counterpart: each then sends only its slice of the large ones, and the
+/// receivers gather them. TUTTI_TENSOR_WHOLE excepts a tensor that differs between the ranks. The message says what was
+/// sliced, so the receivers need not know.
+///
+/// dict NULL: returns when the memory may be used again. Otherwise returns at once, and *dict gets a handle, NULL on
+/// failure, that the caller must free with tutti_dict_free; the tensors belong to the library until tutti_dict_wait or
+/// tutti_dict_test returns TUTTI_SUCCESS.
+///
+/// Returns what tutti_send returns; TUTTI_INVALID_ARGUMENT for tensors that cannot be sent, and why; TUTTI_UNSUPPORTED for
+/// memory of a device.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_dict_send(tutti_group_t *group,
+                               const tutti_tensor_t *tensors,
+                               size_t count,
+                               const tutti_dict_options_t *options,
+                               tutti_dict_t **dict);
+
+/// Sends `bytes` bytes as one message, which tutti_dict_recv receives and tutti_dict_object tells. Otherwise like
+/// tutti_dict_send; options->replicas must be NULL.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_object_send(tutti_group_t *group,
+                                 const void *object,
+                                 size_t bytes,
+                                 const tutti_dict_options_t *options,
+                                 tutti_dict_t **dict);
+
+/// Starts to receive the next message of options->peer with options->tag: tensors or an object. Returns at once.
+///
+/// *dict gets a handle, NULL on failure, that the caller must free with tutti_dict_free. tutti_dict_wait brings the
+/// message here, into memory of the library or the caller's; tutti_dict_probe waits only until it is known what comes.
+/// options->replicas: the group of the ranks that each receive a slice and gather them; needed where the senders gave
+/// theirs, with as many ranks, each of which receives from the sender of its own rank; ignored where nothing is sliced.
+///
+/// Returns what tutti_recv returns.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_dict_recv(tutti_group_t *group,
+                               const tutti_dict_options_t *options,
+                               tutti_dict_t **dict);
+
+/// Starts to broadcast named tensors from the rank options->peer to all ranks of the group. Collective; returns at once.
+///
+/// tensors, count: of the root, as in tutti_dict_send; NULL and 0 on all others. *dict gets a handle, NULL on failure, that
+/// the caller must free with tutti_dict_free. The data move in tutti_dict_wait, which every rank calls before its next
+/// collective call on the group; all others than the root may call tutti_dict_probe before. options->tag is ignored,
+/// options->replicas must be NULL.
+///
+/// Returns what tutti_broadcast returns; TUTTI_INVALID_ARGUMENT for tensors that cannot be sent, and why.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_dict_broadcast(tutti_group_t *group,
+                                    const tutti_tensor_t *tensors,
+                                    size_t count,
+                                    const tutti_dict_options_t *options,
+                                    tutti_dict_t **dict);
+
+/// Starts to broadcast `bytes` bytes from the rank options->peer; object NULL and bytes 0 on all others. Otherwise like
+/// tutti_dict_broadcast.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_object_broadcast(tutti_group_t *group,
+                                      const void *object,
+                                      size_t bytes,
+                                      const tutti_dict_options_t *options,
+                                      tutti_dict_t **dict);
+
+/// Says without waiting whether tutti_dict_wait would wait for a peer to begin: TUTTI_SUCCESS for a send that is done, and
+/// for a message of which it is known what comes. Any thread.
+///
+/// Returns TUTTI_IN_PROGRESS; TUTTI_SUCCESS; its failure; TUTTI_INVALID_ARGUMENT (no such dict); TUTTI_INVALID_USAGE
+/// (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_dict_test(tutti_dict_t *dict);
+
+/// Waits until it is known what comes, so that tutti_dict_tensor tells names, dtypes and shapes and memory can be made
+/// for them. timeout_ms: how long this wait may take; when it ends first nothing has failed.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS when timeout_ms ended first; TUTTI_MISMATCH (what came is no message of
+/// tensors, and why); its failure; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open).
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_probe(tutti_dict_t *dict, int64_t timeout_ms);
+
+/// Finishes a dict: one that is sent, until the memory of its tensors may be used again; one that comes, until all of it
+/// is here. Slices are gathered here, so all ranks of options->replicas wait for their dicts in one order with their
+/// other collective calls on that group.
+///
+/// tensors NULL and count 0: in memory of the library, which tutti_dict_tensor tells and tutti_dict_free frees. Otherwise
+/// one tensor for each that comes, in its order, of its dtype and shape, with any strides; names are ignored. For a dict
+/// that is sent they must be NULL and 0. timeout_ms: how long it may take until the message begins; when it ends first
+/// nothing has failed. The rest has the deadline of the options.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS when timeout_ms ended first; TUTTI_INVALID_ARGUMENT (tensors that do not fit
+/// the message, which is then not lost); TUTTI_MISMATCH (what came is no message of tensors, or was sliced for other
+/// ranks); its failure; TUTTI_OUT_OF_MEMORY; TUTTI_INVALID_USAGE (forked process, a batch is open).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_dict_wait(tutti_dict_t *dict,
+                               const tutti_tensor_t *tensors,
+                               size_t count,
+                               int64_t timeout_ms);
+
+/// Writes how many tensors a message has. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or it is not known yet).
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_count(tutti_dict_t *dict, size_t *count);
+
+/// Writes what a tensor of a message is: all fields of *tensor; its data are NULL until the message is here. Set
+/// tensor->struct_size before the call (TUTTI_TENSOR_INIT does). What the fields point to belongs to the dict.
+///
+/// Strides are those the sender had, where its tensor had no gaps; otherwise elements lie row by row. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or it is not known yet).
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_tensor(tutti_dict_t *dict, size_t index, tutti_tensor_t *tensor);
+
+/// Writes which tensor of a message has this name. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (none has); TUTTI_INVALID_USAGE (forked process, or it is not known yet).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_dict_find(tutti_dict_t *dict,
+                               const char *name,
+                               size_t *index);
+
+/// Writes where the bytes of an object are and how many; *object is NULL until they are here. They belong to the dict, or
+/// are where the caller wanted them. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, the message has tensors and is no
+/// object, or it is not known yet).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_dict_object(tutti_dict_t *dict,
+                                 void **object,
+                                 size_t *bytes);
+
+/// Frees a dict, and the memory of the library that its tensors are in. One that is not over aborts its group first, since
+/// its peer counts on it; so does one that was announced and never waited for. Freeing NULL or a freed dict succeeds.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a dict); TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+tutti_status_t tutti_dict_free(tutti_dict_t *dict);
+
+/// Describes a tensor of DLPack: *tensor gets what `dlpack` says, and the given name.
+///
+/// dlpack: a DLTensor of DLPack 0.2 or later, such as &managed->dl_tensor. What it points to must live as long as *tensor is
+/// used; nothing is copied or owned. name: kept as a pointer. Set tensor->struct_size before the call. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_UNSUPPORTED (an element type or device that this library does not
+/// know); TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_tensor_from_dlpack(const void *dlpack,
+                                        const char *name,
+                                        tutti_tensor_t *tensor);
 
 /// Makes a queue through which one rank of `group` writes messages to all others: for control messages to ranks that
 /// mostly sleep. A rank that waits for a message costs no core; one that is written to is woken.

@@ -1,6 +1,6 @@
 /* tutti.hpp: libtutti for C++17. Header-only, over tutti.h, which has the contract of every call.
  *
- * Owners (Group, Request, Layout, Queue, Memory, Capture) are move-only and free what they own; GroupRef is a group somebody else
+ * Owners (Group, Request, Layout, Dict, Queue, Memory, Capture) are move-only and free what they own; GroupRef is a group somebody else
  * owns, as a string_view is to a string. What fails throws tutti::Error with the status and the library's sentence;
  * whoever wants no exceptions passes get() to the C functions. Element types of pointers become dtypes by
  * themselves: all_reduce(float *, count); for others name the dtype. */
@@ -266,8 +266,8 @@ private:
         call.tutti_call_t::collective = static_cast<std::int32_t>(collective);
         call.dtype = static_cast<std::int32_t>(dtype);
         call.op = static_cast<std::int32_t>(op);
-        call.send = send;
-        call.recv = recv;
+        call.tutti_call_t::send = send;
+        call.tutti_call_t::recv = recv;
         call.send_count = count;
         return call;
     }
@@ -753,6 +753,173 @@ private:
 
     tutti_layout_t *raw_ = nullptr;
     std::size_t world_ = 0;
+};
+
+/// A tensor of the caller's; strides in elements, empty: row by row. May be kept by a dict: it owns its name and shape.
+struct Tensor {
+    std::string name;
+    void *data = nullptr;
+    DType dtype = DType::bytes;
+    std::vector<std::int64_t> shape;
+    std::vector<std::int64_t> strides;
+    Device device = Device::cpu;
+    /// TUTTI_TENSOR_WHOLE, TUTTI_TENSOR_SLICED, or 0.
+    std::uint32_t flags = 0;
+
+    /// Valid while this object is.
+    [[nodiscard]] tutti_tensor_t raw() const noexcept {
+        tutti_tensor_t tensor = TUTTI_TENSOR_INIT;
+        tensor.name = name.c_str();
+        tensor.data = data;
+        tensor.dtype = static_cast<std::int32_t>(dtype);
+        tensor.device_kind = static_cast<std::int32_t>(device);
+        tensor.ndim = static_cast<std::int32_t>(shape.size());
+        tensor.flags = flags;
+        tensor.shape = shape.data();
+        tensor.strides = strides.empty() ? nullptr : strides.data();
+        return tensor;
+    }
+};
+
+/// With whom a dict is exchanged: the peer or root, the tag, and the group that holds or gathers the same tensors.
+struct DictOptions {
+    int peer = 0;
+    int tag = 0;
+    GroupRef replicas;
+    Timeout timeout{0};
+
+    [[nodiscard]] tutti_dict_options_t raw() const noexcept {
+        tutti_dict_options_t options = TUTTI_DICT_OPTIONS_INIT;
+        options.peer = peer;
+        options.tag = tag;
+        options.replicas = replicas.get();
+        options.timeout_ms = timeout.count();
+        return options;
+    }
+};
+
+/// A message of tensors, or an object: on its way, or here. Destroying an unfinished one aborts its group.
+class [[nodiscard]] Dict {
+public:
+    /// Sends tensors, and returns when their memory may be used again.
+    static void send(GroupRef group, const std::vector<Tensor> &tensors, const DictOptions &options) {
+        const Raw raw(tensors);
+        const tutti_dict_options_t how = options.raw();
+        detail::check(tutti_dict_send(group.get(), raw.data(), raw.size(), &how, nullptr));
+    }
+    static void send_object(GroupRef group, const void *object, std::size_t bytes, const DictOptions &options) {
+        const tutti_dict_options_t how = options.raw();
+        detail::check(tutti_object_send(group.get(), object, bytes, &how, nullptr));
+    }
+    /// Starts to send tensors, whose memory must stay until wait() returns.
+    static Dict start_send(GroupRef group, const std::vector<Tensor> &tensors, const DictOptions &options) {
+        const Raw raw(tensors);
+        return made(options, [&](const tutti_dict_options_t *how, tutti_dict_t **dict) {
+            return tutti_dict_send(group.get(), raw.data(), raw.size(), how, dict);
+        });
+    }
+    /// Starts to receive the next message of a peer and tag.
+    static Dict receive(GroupRef group, const DictOptions &options) {
+        return made(options, [&](const tutti_dict_options_t *how, tutti_dict_t **dict) {
+            return tutti_dict_recv(group.get(), how, dict);
+        });
+    }
+    /// Starts to broadcast the root's tensors; every rank waits for it before its next collective call on the group.
+    static Dict broadcast(GroupRef group, const std::vector<Tensor> &tensors, const DictOptions &options) {
+        const Raw raw(tensors);
+        return made(options, [&](const tutti_dict_options_t *how, tutti_dict_t **dict) {
+            return tutti_dict_broadcast(group.get(), raw.data(), raw.size(), how, dict);
+        });
+    }
+    static Dict broadcast_object(GroupRef group, const void *object, std::size_t bytes, const DictOptions &options) {
+        return made(options, [&](const tutti_dict_options_t *how, tutti_dict_t **dict) {
+            return tutti_object_broadcast(group.get(), object, bytes, how, dict);
+        });
+    }
+
+    Dict(Dict &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)) {}
+    Dict &operator=(Dict &&other) noexcept {
+        std::swap(raw_, other.raw_);
+        return *this;
+    }
+    ~Dict() {
+        if (raw_ != nullptr) tutti_dict_free(raw_);
+    }
+
+    /// Whether wait() would not wait for a peer to begin.
+    [[nodiscard]] bool test() const { return done(tutti_dict_test(raw_)); }
+    /// Waits until it is known what comes; false if `timeout` ended first.
+    bool probe(Timeout timeout = never) const { return done(tutti_dict_probe(raw_, timeout.count())); }
+    /// Finishes it, into memory of the library; false if `timeout` ended before it began.
+    bool wait(Timeout timeout = never) const { return done(tutti_dict_wait(raw_, nullptr, 0, timeout.count())); }
+    /// Finishes it, into the caller's tensors, one for each of the message's.
+    bool wait_into(const std::vector<Tensor> &tensors, Timeout timeout = never) const {
+        const Raw raw(tensors);
+        return done(tutti_dict_wait(raw_, raw.data(), raw.size(), timeout.count()));
+    }
+
+    /// The tensors of the message; their data belong to this object.
+    [[nodiscard]] std::vector<Tensor> tensors() const {
+        std::size_t count = 0;
+        detail::check(tutti_dict_count(raw_, &count));
+        std::vector<Tensor> tensors;
+        for (std::size_t index = 0; index < count; index++) tensors.push_back(at(index));
+        return tensors;
+    }
+    /// The tensor of this name.
+    [[nodiscard]] Tensor tensor(const std::string &name) const {
+        std::size_t index = 0;
+        detail::check(tutti_dict_find(raw_, name.c_str(), &index));
+        return at(index);
+    }
+    /// The bytes of an object, which belong to this object.
+    [[nodiscard]] std::pair<const void *, std::size_t> object() const {
+        void *object = nullptr;
+        std::size_t bytes = 0;
+        detail::check(tutti_dict_object(raw_, &object, &bytes));
+        return {object, bytes};
+    }
+    [[nodiscard]] tutti_dict_t *get() const noexcept { return raw_; }
+
+private:
+    class Raw {
+    public:
+        explicit Raw(const std::vector<Tensor> &tensors) {
+            for (const Tensor &tensor : tensors) raw_.push_back(tensor.raw());
+        }
+        [[nodiscard]] const tutti_tensor_t *data() const noexcept { return raw_.empty() ? nullptr : raw_.data(); }
+        [[nodiscard]] std::size_t size() const noexcept { return raw_.size(); }
+
+    private:
+        std::vector<tutti_tensor_t> raw_;
+    };
+
+    explicit Dict(tutti_dict_t *owned) noexcept : raw_(owned) {}
+    template <class Make>
+    static Dict made(const DictOptions &options, Make make) {
+        const tutti_dict_options_t how = options.raw();
+        tutti_dict_t *dict = nullptr;
+        detail::check(make(&how, &dict));
+        return Dict(dict);
+    }
+    static bool done(tutti_status_t status) {
+        if (status == TUTTI_IN_PROGRESS) return false;
+        detail::check(status);
+        return true;
+    }
+    [[nodiscard]] Tensor at(std::size_t index) const {
+        tutti_tensor_t raw = TUTTI_TENSOR_INIT;
+        detail::check(tutti_dict_tensor(raw_, index, &raw));
+        Tensor tensor;
+        tensor.name = raw.name;
+        tensor.data = raw.data;
+        tensor.dtype = static_cast<DType>(raw.dtype);
+        tensor.shape.assign(raw.shape, raw.shape + raw.ndim);
+        tensor.strides.assign(raw.strides, raw.strides + raw.ndim);
+        return tensor;
+    }
+
+    tutti_dict_t *raw_ = nullptr;
 };
 
 /// How a queue is made; as it stands: rank 0 writes, and 1 MiB may wait for the slowest reader.

@@ -19,8 +19,8 @@ from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint8
 from enum import IntEnum
 
 __all__ = [
-    "Batch", "Capture", "Collective", "DType", "Error", "Failure", "Group", "Kind", "Layout", "Mode", "Op", "Queue", "Request",
-    "Status", "World", "find_group", "library_path", "set_log_callback", "unique_id", "version",
+    "Batch", "Capture", "Collective", "DType", "Dict", "Error", "Failure", "Group", "Kind", "Layout", "Mode", "Op", "Queue", "Request",
+    "Status", "Tensor", "World", "find_group", "library_path", "set_log_callback", "unique_id", "version",
 ]
 __version__ = "0.1.0"
 
@@ -144,6 +144,17 @@ class _LayoutOptions(ctypes.Structure):
     ]
 
 
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("name", c_char_p), ("data", c_void_p), ("dtype", c_int32), ("device_kind", c_int32),
+        ("ndim", c_int32), ("flags", c_uint32), ("shape", POINTER(c_int64)), ("strides", POINTER(c_int64)),
+    ]
+
+
+class _DictOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("peer", c_int32), ("tag", c_int32), ("replicas", c_void_p), ("timeout_ms", c_int64)]
+
+
 class _QueueOptions(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t), ("writer", c_int32), ("capacity", c_size_t), ("name", c_char_p), ("timeout_ms", c_int64),
@@ -226,6 +237,20 @@ _FUNCTIONS = {
     "request_test": (_HANDLE,),
     "request_wait": (_HANDLE, c_int64),
     "request_free": (_HANDLE,),
+    "dict_send": (_HANDLE, POINTER(_Tensor), c_size_t, POINTER(_DictOptions), _OUT),
+    "object_send": (_HANDLE, c_void_p, c_size_t, POINTER(_DictOptions), _OUT),
+    "dict_recv": (_HANDLE, POINTER(_DictOptions), _OUT),
+    "dict_broadcast": (_HANDLE, POINTER(_Tensor), c_size_t, POINTER(_DictOptions), _OUT),
+    "object_broadcast": (_HANDLE, c_void_p, c_size_t, POINTER(_DictOptions), _OUT),
+    "dict_test": (_HANDLE,),
+    "dict_probe": (_HANDLE, c_int64),
+    "dict_wait": (_HANDLE, POINTER(_Tensor), c_size_t, c_int64),
+    "dict_count": (_HANDLE, POINTER(c_size_t)),
+    "dict_tensor": (_HANDLE, c_size_t, POINTER(_Tensor)),
+    "dict_find": (_HANDLE, c_char_p, POINTER(c_size_t)),
+    "dict_object": (_HANDLE, _OUT, POINTER(c_size_t)),
+    "dict_free": (_HANDLE,),
+    "tensor_from_dlpack": (c_void_p, c_char_p, POINTER(_Tensor)),
     "queue_create": (_HANDLE, POINTER(_QueueOptions), _OUT),
     "queue_write": (_HANDLE, c_void_p, c_size_t, c_int64),
     "queue_next": (_HANDLE, POINTER(c_size_t), c_int64),
@@ -932,6 +957,168 @@ class _Element:
     @property
     def value(self):
         return self._array[self._index]
+
+
+# ---- Tensor dicts --------------------------------------------------------------------------------------------------
+
+
+class Tensor:
+    """A tensor of a message: name, dtype, shape and strides (in elements), and the address of its data, which belong to
+    its Dict."""
+
+    def __init__(self, raw, owner):
+        self.name = raw.name.decode()
+        self.dtype = DType(raw.dtype)
+        self.shape, self.strides = tuple(raw.shape[:raw.ndim]), tuple(raw.strides[:raw.ndim])
+        self.address, self._owner = raw.data, owner
+
+    def memory(self):
+        """The bytes of the elements, in the order of the strides, as a memoryview; valid while the Dict is."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        if self.address is None:
+            raise Error(Status.INVALID_USAGE, "the message is announced, but not here yet: wait for it")
+        return memoryview((c_uint8 * (count * _SIZES[self.dtype])).from_address(self.address))
+
+    def tobytes(self):
+        return bytes(self.memory())
+
+
+class _Tensors:
+    """An array of tensors for one call, and what keeps their memory in place."""
+
+    def __init__(self, tensors, whole=(), sliced=(), writable=False):
+        self.count, self._held, self._writable = len(tensors), [], writable
+        self.raw = (_Tensor * max(len(tensors), 1))()
+        for raw, (name, source) in zip(self.raw, tensors):
+            raw.struct_size = ctypes.sizeof(_Tensor)
+            raw.name = name.encode()
+            raw.flags = 1 if name in whole else 2 if name in sliced else 0
+            shape, strides = self._place(raw, source)
+            raw.ndim = len(shape)
+            raw.shape = (c_int64 * max(len(shape), 1))(*shape)
+            if strides is not None:
+                raw.strides = (c_int64 * max(len(strides), 1))(*strides)
+
+    def _place(self, raw, source):
+        if isinstance(source, Tensor):
+            self._held.append(source)
+            raw.data, raw.dtype = source.address, source.dtype
+            return source.shape, source.strides
+        if hasattr(source, "data_ptr"):  # a torch tensor, of any strides
+            self._held.append(source)
+            raw.data, raw.dtype = source.data_ptr(), dtype_of(source.dtype)
+            raw.device_kind = 2 if getattr(source, "is_cuda", False) else 1
+            return tuple(source.shape), tuple(source.stride())
+        buffer = _Buffer(source, self._writable)
+        self._held.append(buffer)
+        raw.data, raw.dtype = buffer.address, buffer.dtype
+        shape = getattr(source, "shape", None)
+        opaque = buffer.dtype == DType.BYTES
+        return (tuple(shape) if shape is not None and not opaque else (buffer.count,)), None
+
+
+def _dict_options(peer, tag, replicas, timeout_ms):
+    return _DictOptions(struct_size=ctypes.sizeof(_DictOptions), peer=peer, tag=tag, timeout_ms=timeout_ms,
+                        replicas=replicas.handle if replicas is not None else None)
+
+
+class Dict:
+    """A message of named tensors, or an object of bytes: on its way, or here. Freeing an unfinished one aborts its group.
+
+    Sources are what buffers of collective calls are, or torch tensors of any strides, by name. replicas: the group whose
+    ranks all hold the same tensors, each of which then sends a slice of the large ones, or that gather the slices; names
+    in `whole` differ from rank to rank and are sent whole.
+    """
+
+    def __init__(self, handle, held=None):
+        self._handle, self._held = handle, held
+
+    @staticmethod
+    def send(group, tensors, peer, *, tag=0, replicas=None, whole=(), sliced=(), timeout_ms=0):
+        """Sends tensors, and returns when their memory may be used again."""
+        raw = _Tensors(list(tensors.items()), whole, sliced)
+        _call("dict_send", group.handle, raw.raw, raw.count, byref(_dict_options(peer, tag, replicas, timeout_ms)), None)
+
+    @staticmethod
+    def start_send(group, tensors, peer, *, tag=0, replicas=None, whole=(), sliced=(), timeout_ms=0):
+        """Starts to send tensors; wait() says when their memory may be used again."""
+        raw = _Tensors(list(tensors.items()), whole, sliced)
+        options = _dict_options(peer, tag, replicas, timeout_ms)
+        return Dict(_out("dict_send", group.handle, raw.raw, raw.count, byref(options)), raw)
+
+    @staticmethod
+    def send_object(group, data, peer, *, tag=0, timeout_ms=0):
+        """Sends bytes."""
+        buffer = _Buffer(data, False, DType.BYTES)
+        _call("object_send", group.handle, buffer.address, buffer.count, byref(_dict_options(peer, tag, None, timeout_ms)), None)
+
+    @staticmethod
+    def receive(group, peer, *, tag=0, replicas=None, timeout_ms=0):
+        """Starts to receive the next message of a peer and tag; wait() brings it here."""
+        return Dict(_out("dict_recv", group.handle, byref(_dict_options(peer, tag, replicas, timeout_ms))))
+
+    @staticmethod
+    def broadcast(group, tensors, root=0, *, timeout_ms=0):
+        """Starts to broadcast the root's tensors (None elsewhere); every rank waits for it before its next collective."""
+        raw = _Tensors(list(tensors.items()) if tensors else [])
+        options = _dict_options(root, 0, None, timeout_ms)
+        return Dict(_out("dict_broadcast", group.handle, raw.raw, raw.count, byref(options)), raw)
+
+    @staticmethod
+    def broadcast_object(group, data, root=0, *, timeout_ms=0):
+        """Starts to broadcast the root's bytes (None elsewhere); every rank waits for it before its next collective."""
+        buffer = _Buffer(data, False, DType.BYTES) if data is not None else _Buffer(None, False)
+        options = _dict_options(root, 0, None, timeout_ms)
+        return Dict(_out("object_broadcast", group.handle, buffer.address, buffer.count or 0, byref(options)), buffer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.free()
+
+    def free(self):
+        handle, self._handle = self._handle, None
+        if handle:
+            _call("dict_free", handle)
+        self._held = None
+
+    def test(self):
+        """Whether wait() would not wait for a peer to begin."""
+        return Request._done(_functions["dict_test"](self._handle))
+
+    def probe(self, timeout_ms=NEVER):
+        """Waits until it is known what comes; False if timeout_ms ended first."""
+        return Request._done(_functions["dict_probe"](self._handle, timeout_ms))
+
+    def wait(self, into=None, timeout_ms=NEVER):
+        """Finishes it: into memory of the library, or into a list of sources, one for each tensor that comes. False if
+        timeout_ms ended before it began."""
+        if into is None:
+            return Request._done(_functions["dict_wait"](self._handle, None, 0, timeout_ms))
+        raw = _Tensors([("", source) for source in into], writable=True)
+        done = Request._done(_functions["dict_wait"](self._handle, raw.raw, raw.count, timeout_ms))
+        self._held = raw
+        return done
+
+    def tensors(self):
+        """The tensors of the message, by name."""
+        found = {}
+        for index in range(_out("dict_count", self._handle, out=c_size_t)):
+            raw = _Tensor(struct_size=ctypes.sizeof(_Tensor))
+            _call("dict_tensor", self._handle, index, byref(raw))
+            found[raw.name.decode()] = Tensor(raw, self)
+        return found
+
+    def object(self):
+        """The bytes of an object, copied."""
+        data, size = c_void_p(), c_size_t()
+        _call("dict_object", self._handle, byref(data), byref(size))
+        if data.value is None:
+            raise Error(Status.INVALID_USAGE, "the object is announced, but not here yet: wait for it")
+        return ctypes.string_at(data.value, size.value)
 
 
 # ---- Queues --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 //! The rooms, from the street down; an arrow may only point downwards:
 //!
 //! * [`capi`] — the C functions and types, and nothing else;
+//! * [`tensor`] — tensor dicts and objects;
 //! * [`group`] — groups of ranks: creation, calls, requests, batches, life cycle;
 //! * [`dispatch`] — which communicator serves which call, agreed by all ranks, and why;
 //! * [`shm`], [`sockets`] — the communicators;
@@ -23,4 +24,5 @@ pub mod group;
 pub mod shm;
 pub mod sockets;
 mod sync;
+pub mod tensor;
 pub mod topology;

@@ -8,8 +8,20 @@ use std::{
 };
 
 /// The files of src/capi with C functions and types in them, in the order in which the header shows them.
-const SOURCES: [&str; 11] =
-    ["types", "text", "log", "world", "group", "layout", "collectives", "request", "queue", "memory", "capture"];
+const SOURCES: [&str; 12] = [
+    "types",
+    "text",
+    "log",
+    "world",
+    "group",
+    "layout",
+    "collectives",
+    "request",
+    "tensor",
+    "queue",
+    "memory",
+    "capture",
+];
 
 /// What a compiler may not say about the header.
 const WARNINGS: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"];
@@ -105,10 +117,12 @@ fn compile(compiler: &str, arguments: &[&str], dialect: &str) {
             tutti_group_options_t group = TUTTI_GROUP_OPTIONS_INIT;\n\
             tutti_layout_options_t layout = TUTTI_LAYOUT_OPTIONS_INIT;\n\
             tutti_queue_options_t queue = TUTTI_QUEUE_OPTIONS_INIT;\n\
+            tutti_tensor_t tensor = TUTTI_TENSOR_INIT;\n\
+            tutti_dict_options_t dict = TUTTI_DICT_OPTIONS_INIT;\n\
             tutti_call_t call = TUTTI_CALL_INIT;\n\
             tutti_failure_t failure = TUTTI_FAILURE_INIT;\n\
             struct tutti_call *tagged = &call;\n\
-            return (int)(world.struct_size + group.struct_size + tagged->struct_size + failure.struct_size + layout.struct_size + queue.struct_size)\n\
+            return (int)(world.struct_size + group.struct_size + tagged->struct_size + failure.struct_size + layout.struct_size + queue.struct_size + tensor.struct_size + dict.struct_size)\n\
                 + TUTTI_SUCCESS + (TUTTI_VERSION > 0) + (TUTTI_UNIQUE_ID_BYTES == 128);\n\
         }\n";
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("header-{dialect}.txt"));

@@ -6,7 +6,7 @@
 //!
 //! * [`types`] — the C types and constants;
 //! * [`world`], [`group`], [`layout`], [`collectives`], [`request`],
-//!   [`queue`], [`memory`], [`capture`], [`text`], [`log`] — the functions;
+//!   [`tensor`], [`queue`], [`memory`], [`capture`], [`text`], [`log`] — the functions;
 //! * `guard` — panic to status, and the last error;
 //! * `handles` — what stands behind an opaque pointer;
 //! * `parse` — numbers, pointers, structs and texts of C, checked.
@@ -26,6 +26,7 @@ pub mod memory;
 mod parse;
 pub mod queue;
 pub mod request;
+pub mod tensor;
 pub mod text;
 pub mod types;
 pub mod world;

@@ -501,6 +501,17 @@ unsafe impl Versioned for tutti_queue_options {
     const FIRST_SIZE: usize = 40;
 }
 
+// SAFETY: as above.
+unsafe impl Versioned for tutti_tensor {
+    const NAME: &'static str = "tutti_tensor_t";
+    const FIRST_SIZE: usize = 56;
+}
+// SAFETY: as above.
+unsafe impl Versioned for tutti_dict_options {
+    const NAME: &'static str = "tutti_dict_options_t";
+    const FIRST_SIZE: usize = 32;
+}
+
 /// No struct will ever be larger, so a larger size is a mistake and nothing of the struct is read.
 const LARGEST_STRUCT: usize = 1024;
 

@@ -172,7 +172,7 @@ pub extern "C" fn tutti_batch_end() -> tutti_status_t {
     guard("tutti_batch_end", batch::end)
 }
 
-fn status_of(progress: Progress) -> Status {
+pub(super) fn status_of(progress: Progress) -> Status {
     match progress {
         Progress::Pending | Progress::Moved => Status::InProgress,
         Progress::Done => Status::Success,

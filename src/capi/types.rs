@@ -125,6 +125,11 @@ pub const TUTTI_CALL_CAPTURED: u32 = 1;
 /// Call flag: on every rank, send and recv are memory of tutti_mem_alloc. All ranks must say the same.
 pub const TUTTI_CALL_REGISTERED: u32 = 2;
 
+/// Flag of a tensor in a dict: every rank of a replicating group sends all of it, because they hold different values.
+pub const TUTTI_TENSOR_WHOLE: u32 = 1;
+/// Flag of a tensor in a dict: every rank of a replicating group sends its slice, however small.
+pub const TUTTI_TENSOR_SLICED: u32 = 2;
+
 /// No communicator of the group serves the call.
 pub const TUTTI_MODE_NONE: i32 = 0;
 /// Served without a copy if the result replaces the input.
@@ -208,6 +213,13 @@ pub struct tutti_queue {
 }
 /// See struct tutti_queue.
 pub type tutti_queue_t = tutti_queue;
+
+/// A message of tensors, or an object: on its way, or here. May be used from any thread.
+pub struct tutti_dict {
+    _opaque: [u8; 0],
+}
+/// See struct tutti_dict.
+pub type tutti_dict_t = tutti_dict;
 
 /// How a world splits into groups. May be used from any thread.
 pub struct tutti_layout {
@@ -347,6 +359,54 @@ pub struct tutti_queue_options {
 /// See struct tutti_queue_options.
 pub type tutti_queue_options_t = tutti_queue_options;
 
+/// A tensor: what it is, and where its elements are.
+///
+/// Initialise with TUTTI_TENSOR_INIT.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct tutti_tensor {
+    /// sizeof(tutti_tensor_t) as the caller was compiled; in an array the same in all.
+    pub struct_size: usize,
+    /// Its name among the others of its dict: up to 255 bytes of UTF-8. NULL: "".
+    pub name: *const c_char,
+    /// The element with all indices 0. May be NULL where there are no elements.
+    pub data: *mut c_void,
+    /// TUTTI_FLOAT32 and so on.
+    pub dtype: i32,
+    /// TUTTI_DEVICE_CPU or TUTTI_DEVICE_CUDA; 0: TUTTI_DEVICE_CPU.
+    pub device_kind: i32,
+    /// Dimensions, 0 to 16.
+    pub ndim: i32,
+    /// TUTTI_TENSOR_WHOLE, TUTTI_TENSOR_SLICED, or 0.
+    pub flags: u32,
+    /// `ndim` extents, 0 or more.
+    pub shape: *const i64,
+    /// `ndim` strides, in elements, or NULL: the elements lie row by row.
+    pub strides: *const i64,
+}
+/// See struct tutti_tensor.
+pub type tutti_tensor_t = tutti_tensor;
+
+/// With whom a dict is exchanged, and how. All zero but struct_size, or a NULL pointer: the defaults.
+///
+/// Initialise with TUTTI_DICT_OPTIONS_INIT.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct tutti_dict_options {
+    /// sizeof(tutti_dict_options_t) as the caller was compiled.
+    pub struct_size: usize,
+    /// The other rank of the group; the root of a broadcast.
+    pub peer: i32,
+    /// Dicts meet by peer and tag, in order: 0 or more. They meet no tutti_send or tutti_recv, whatever its tag.
+    pub tag: i32,
+    /// The group of the ranks that all hold the same tensors, or that receive their slices; or NULL.
+    pub replicas: *mut tutti_group_t,
+    /// The deadline of each step: milliseconds, TUTTI_TIMEOUT_DEFAULT (the group's) or TUTTI_TIMEOUT_NEVER.
+    pub timeout_ms: i64,
+}
+/// See struct tutti_dict_options.
+pub type tutti_dict_options_t = tutti_dict_options;
+
 /// One call of any collective, for tutti_start.
 ///
 /// Initialise with TUTTI_CALL_INIT. send_count and recv_count both name the count of the collective's short
@@ -477,6 +537,24 @@ const _: () = {
     assert!(offset_of!(tutti_queue_options, capacity) == 16);
     assert!(offset_of!(tutti_queue_options, name) == 24);
     assert!(offset_of!(tutti_queue_options, timeout_ms) == 32);
+
+    assert!(size_of::<tutti_tensor>() == 56 && align_of::<tutti_tensor>() == 8);
+    assert!(offset_of!(tutti_tensor, struct_size) == 0);
+    assert!(offset_of!(tutti_tensor, name) == 8);
+    assert!(offset_of!(tutti_tensor, data) == 16);
+    assert!(offset_of!(tutti_tensor, dtype) == 24);
+    assert!(offset_of!(tutti_tensor, device_kind) == 28);
+    assert!(offset_of!(tutti_tensor, ndim) == 32);
+    assert!(offset_of!(tutti_tensor, flags) == 36);
+    assert!(offset_of!(tutti_tensor, shape) == 40);
+    assert!(offset_of!(tutti_tensor, strides) == 48);
+
+    assert!(size_of::<tutti_dict_options>() == 32 && align_of::<tutti_dict_options>() == 8);
+    assert!(offset_of!(tutti_dict_options, struct_size) == 0);
+    assert!(offset_of!(tutti_dict_options, peer) == 8);
+    assert!(offset_of!(tutti_dict_options, tag) == 12);
+    assert!(offset_of!(tutti_dict_options, replicas) == 16);
+    assert!(offset_of!(tutti_dict_options, timeout_ms) == 24);
 
     assert!(size_of::<tutti_call>() == 120 && align_of::<tutti_call>() == 8);
     assert!(offset_of!(tutti_call, struct_size) == 0);

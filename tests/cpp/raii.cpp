@@ -341,7 +341,46 @@ void a_queue_carries_messages_to_all_readers() {
     });
 }
 
+void dicts_carry_tensors_and_objects() {
+    threads(2, [](tutti::GroupRef world) {
+        tutti::DictOptions options;
+        options.peer = 1 - world.rank();
+        std::vector<float> values(30000, 1.5f);
+        std::int32_t seven = 7;
+        const std::vector<tutti::Tensor> tensors = {{"values", values.data(), tutti::DType::float32, {300, 100}, {}},
+                                                    {"seven", &seven, tutti::DType::int32, {}, {}}};
+        if (world.rank() == 0) {
+            tutti::Dict::send(world, tensors, options);
+            const tutti::Dict started = tutti::Dict::start_send(world, tensors, options);
+            CHECK(started.wait());
+            tutti::Dict::send_object(world, "bytes", 5, options);
+        } else {
+            tutti::Dict dict = tutti::Dict::receive(world, options);
+            CHECK(dict.probe() && dict.tensors().size() == 2 && dict.tensors()[0].data == nullptr);
+            CHECK(dict.wait() && dict.test());
+            const tutti::Tensor got = dict.tensor("values");
+            CHECK(got.shape == (std::vector<std::int64_t>{300, 100}) && got.strides[0] == 100);
+            CHECK(std::memcmp(got.data, values.data(), values.size() * sizeof(float)) == 0);
+            CHECK(*static_cast<const std::int32_t *>(dict.tensor("seven").data) == 7);
+            CHECK(thrown([&] { (void)dict.object(); }) == tutti::Status::invalid_usage);
+            std::vector<float> own(values.size());
+            std::int32_t number = 0;
+            dict = tutti::Dict::receive(world, options);
+            CHECK(dict.wait_into({{"", own.data(), tutti::DType::float32, {300, 100}, {}}, {"", &number, tutti::DType::int32, {}, {}}}));
+            CHECK(own == values && number == 7);
+            dict = tutti::Dict::receive(world, options);
+            CHECK(dict.wait() && dict.object().second == 5 && std::memcmp(dict.object().first, "bytes", 5) == 0);
+        }
+        options.peer = 0;
+        const tutti::Dict all = tutti::Dict::broadcast(world, tensors, options);
+        CHECK(all.wait());
+        if (world.rank() != 0) CHECK(all.tensors().size() == 2);
+        world.barrier();
+    });
+}
+
 const test_t TESTS[] = {
+    {"dicts_carry_tensors_and_objects", dicts_carry_tensors_and_objects},
     {"a_queue_carries_messages_to_all_readers", a_queue_carries_messages_to_all_readers},
     {"a_layout_plans_draws_and_makes_groups", a_layout_plans_draws_and_makes_groups},
     {"typed_pointers_name_their_dtype", typed_pointers_name_their_dtype},

@@ -2,6 +2,7 @@
 //!
 //! The ranks are threads here; what happens to ranks that are processes is in `faults`.
 
+mod dicts;
 mod layouts;
 mod many;
 mod queues;

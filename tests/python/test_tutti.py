@@ -428,6 +428,72 @@ class Layouts(unittest.TestCase):
             rank.destroy()
 
 
+class Dicts(unittest.TestCase):
+    def test_tensors_and_objects_come_as_they_were_sent(self):
+        sent = {"hidden": array.array("f", range(30000)), "flags": bytearray(b"\1\0\1"), "none": array.array("d")}
+
+        def body(world, rank):
+            peer = 1 - rank
+            if rank == 0:
+                tutti.Dict.send(world, sent, peer, tag=5)
+                with tutti.Dict.start_send(world, sent, peer) as dict:
+                    self.assertTrue(dict.wait())
+                tutti.Dict.send_object(world, b"pickle it yourself", peer)
+            else:
+                with tutti.Dict.receive(world, peer, tag=5) as dict:
+                    self.assertTrue(dict.wait())
+                    self.assertTrue(dict.test())
+                    tensors = dict.tensors()
+                    self.assertEqual(list(tensors), list(sent))
+                    self.assertEqual(tensors["hidden"].tobytes(), sent["hidden"].tobytes())
+                    self.assertEqual((tensors["hidden"].dtype, tensors["hidden"].shape), (tutti.DType.FLOAT32, (30000,)))
+                    self.assertEqual(tensors["none"].shape, (0,))
+                with tutti.Dict.receive(world, peer) as dict:
+                    self.assertTrue(dict.probe())
+                    with self.assertRaises(tutti.Error):
+                        dict.tensors()["hidden"].memory()
+                    own = [array.array("f", bytes(4 * 30000)), bytearray(3), array.array("d")]
+                    self.assertTrue(dict.wait(into=own))
+                    self.assertEqual(own[0], sent["hidden"])
+                    self.assertEqual(own[1], sent["flags"])
+                with tutti.Dict.receive(world, peer) as dict:
+                    dict.wait()
+                    self.assertEqual(dict.object(), b"pickle it yourself")
+            with tutti.Dict.broadcast(world, sent if rank == 1 else None, root=1) as dict:
+                dict.wait()
+                if rank == 0:
+                    self.assertEqual(dict.tensors()["flags"].tobytes(), sent["flags"])
+            with tutti.Dict.broadcast_object(world, b"all" if rank == 0 else None) as dict:
+                dict.wait()
+                if rank == 1:
+                    self.assertEqual(dict.object(), b"all")
+            world.barrier()
+
+        on_threads(2, body)
+
+    def test_replicas_send_slices_and_gather_them(self):
+        hidden = array.array("q", range(9001))
+
+        def body(world, rank):
+            with tutti.Layout(4, tensor=2, pipeline=2) as layout:
+                groups = layout.create(world, [tutti.Kind.TP, tutti.Kind.PP])
+            tp, pp = groups[tutti.Kind.TP], groups[tutti.Kind.PP]
+            mine = array.array("i", [tp.rank] * 40000)
+            if pp.rank == 0:
+                tutti.Dict.send(pp, {"hidden": hidden, "mine": mine}, 1, replicas=tp, whole=["mine"])
+            else:
+                with tutti.Dict.receive(pp, 0, replicas=tp) as dict:
+                    dict.wait()
+                    tensors = dict.tensors()
+                    self.assertEqual(tensors["hidden"].tobytes(), hidden.tobytes())
+                    self.assertEqual(tensors["mine"].tobytes(), mine.tobytes())
+            world.barrier()
+            for group in groups.values():
+                group.destroy()
+
+        on_threads(4, body)
+
+
 class Queues(unittest.TestCase):
     def test_every_reader_gets_every_message(self):
         messages = [b"", b"go", bytes(range(256)) * 1000]
