@@ -26,6 +26,9 @@ macro_rules! keep_all_promises {
             all_reduce_is_right_for_every_dtype_and_op
             all_reduce_is_right_at_every_size_and_world
             every_collective_moves_what_it_should
+            every_algorithm_is_right_as_far_as_it_reaches
+            buffers_that_are_registered_on_some_ranks_only_are_no_trouble
+            registered_memory_serves_descendants_and_outlives_its_group
             a_barrier_waits_for_everybody
             ranks_that_disagree_get_mismatch_and_no_output
             an_abort_reaches_every_waiting_rank_within_10_ms
