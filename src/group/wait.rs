@@ -176,9 +176,9 @@ pub(super) fn started(group: &Arc<Group>) {
     });
 }
 
-/// Goes on with everything this thread has started.
-pub(super) fn advance_started(look: bool) {
-    advance_others(look, |_| false);
+/// Goes on with everything this thread has started; says whether anything is left of it.
+pub(super) fn advance_started(look: bool) -> bool {
+    advance_others(look, |_| false)
 }
 
 /// Goes on with everything this thread has started, but for groups of which `skip` says that they are looked after.
