@@ -27,7 +27,7 @@ use super::{
     channel::{Broken, Channel, Listener, connect_tcp, connect_unix, credentials},
     deal::{Gift, Misdeal, Seat, deal, own_pidfd, take},
     door::{Check, Door, Visitor},
-    entry::{Entry, Refusal, lost},
+    entry::{Entry, Refusal, challenge_rival, lost, soon},
     mesh::{Link, Mesh, Peer},
     plan::{Name, Plan, name_ranks, random, random_uid},
     tasks::{Crowd, First, block_on, both, race, sleep, until},
@@ -114,6 +114,11 @@ pub(super) fn join(plan: &Plan, route: Route) -> Result<Mesh> {
             _ => follow(plan, route).await,
         }
     })
+}
+
+/// As [`super::local::challenge`].
+pub(super) fn challenge(plan: &Plan, route: &Route) -> Option<Error> {
+    block_on(until(soon(), async { challenge_rival(plan, &knock(route).await.ok()?.0).await })).flatten()
 }
 
 /// Listens where the address says, which must be on this host.

@@ -16,7 +16,7 @@ use super::{
     channel::{Broken, Channel, Listener, connect_unix, credentials, pair},
     deal::{Misdeal, Seat, deal, own_pidfd, take},
     door::{Check, Door},
-    entry::{Entry, Refusal, challenge, lost},
+    entry::{Entry, Refusal, challenge_rival, lost, soon},
     mesh::{Link, Mesh, Peer},
     plan::{Plan, random_uid},
     tasks::{block_on, sleep, until},
@@ -67,6 +67,11 @@ pub(super) fn join(plan: &Plan, held: Option<Listener>) -> Result<Mesh> {
             _ => follow(plan).await,
         }
     })
+}
+
+/// Says to the rank 0 of a world that this is a second one, if there is one to hear it: what it then tells all ranks.
+pub(super) fn challenge(plan: &Plan) -> Option<Error> {
+    block_on(until(soon(), async { challenge_rival(plan, &knock(plan).ok()?).await })).flatten()
 }
 
 async fn lead(plan: &Plan, held: Option<Listener>) -> Result<Mesh> {
@@ -136,7 +141,7 @@ async fn bind(plan: &Plan) -> Result<Listener> {
             }
             match knock(plan) {
                 Ok(rival) => {
-                    if let Some(verdict) = challenge(plan, &rival).await {
+                    if let Some(verdict) = challenge_rival(plan, &rival).await {
                         return Err(verdict);
                     }
                 }
