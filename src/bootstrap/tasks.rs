@@ -45,6 +45,10 @@ pub(super) fn meanwhile<T>(work: fn() -> bool, body: impl FnOnce() -> T) -> T {
     body()
 }
 
+/// A task on the heap. The tasks of a rendezvous hold tens of kilobytes, nested as they are, and threads with small
+/// stacks make worlds too; whoever makes such a task is not inlined, since even the making takes its size of stack.
+pub(super) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
 #[derive(Default)]
 struct Awaited {
     /// Held, not borrowed, so that a descriptor cannot be closed and reused before `poll` looks at it.
