@@ -5,8 +5,9 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Instant};
 use super::{mapping::Mapping, members::Members, members::first_trouble, session::Session};
 use crate::error::{Error, Result, Status};
 
-/// Makes a mapping of one part of `bytes` for each member together: the first makes the memfd, every rank maps it and
-/// commits its own part, so that the part's pages come from the memory next to the rank.
+/// Makes a mapping of `bytes` for all members together: the first makes the memfd, every rank maps it and commits what is
+/// its own (`commit`), so that those pages come from the memory next to the rank. The memfd comes too, for what is
+/// to be committed later.
 ///
 /// An outer error ends whatever all members are about to do; the inner one is this rank's alone, and whether others
 /// have one is for the caller to ask.
@@ -14,10 +15,11 @@ pub async fn share(
     members: &Arc<Members>,
     label: &str,
     bytes: usize,
+    commit: impl FnOnce(&OwnedFd) -> Result<()>,
     deadline: Option<Instant>,
-) -> Result<Result<Arc<Mapping>>> {
+) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
     let mut session = members.session(deadline, format!("{label} of group {:?}", members.name()));
-    match share_in(&mut session, members, label, bytes).await {
+    match share_in(&mut session, members, label, bytes, commit).await {
         Ok(mapped) => session.finish().await.map(|()| mapped),
         Err(error) => {
             session.give_up(&error);
@@ -26,11 +28,15 @@ pub async fn share(
     }
 }
 
-async fn share_in(session: &mut Session, members: &Members, label: &str, bytes: usize) -> Result<Result<Arc<Mapping>>> {
-    let whole = bytes.checked_mul(members.size() as usize).filter(|whole| *whole <= isize::MAX as usize);
-    let made: Result<Option<OwnedFd>> = match (members.rank(), whole) {
-        (_, None) => Err(Error::OutOfMemory(format!("{bytes} bytes for each of {} ranks", members.size()))),
-        (0, Some(whole)) => Mapping::create(label, whole).map(Some),
+async fn share_in(
+    session: &mut Session,
+    members: &Members,
+    label: &str,
+    bytes: usize,
+    commit: impl FnOnce(&OwnedFd) -> Result<()>,
+) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
+    let made: Result<Option<OwnedFd>> = match members.rank() {
+        0 => Mapping::create(label, bytes).map(Some),
         _ => Ok(None),
     };
     // What every rank says: how much it wants, and its trouble.
@@ -59,7 +65,8 @@ async fn share_in(session: &mut Session, members: &Members, label: &str, bytes: 
     }
     let passed = descriptor.or_else(|| said.first().and_then(|message| message.descriptors.first()));
     Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| {
-        Mapping::commit(fd, members.rank() as usize * bytes, bytes)?;
-        Mapping::open(fd, bytes * members.size() as usize)
+        commit(fd)?;
+        let kept = fd.try_clone().map_err(|error| Error::Unsupported(format!("cannot keep shared memory: {error}")))?;
+        Ok((Mapping::open(fd, bytes)?, kept))
     }))
 }

@@ -4,6 +4,7 @@
 //! * [`small`] — calls whose data travel with the header;
 //! * [`two_shot`] — large all_reduces of many ranks; [`pull`] — calls on registered memory;
 //! * [`hand_over`] — how bytes are put where another core reads them;
+//! * [`post`] — messages from rank to rank;
 //! * this page — the table of algorithms, and how the communicator is made.
 //!
 //! | algorithm | contribution | how |
@@ -18,12 +19,13 @@
 mod hand_over;
 #[cfg(all(test, loom))]
 mod model;
+mod post;
 mod pull;
 mod segment;
 mod small;
 mod two_shot;
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use hand_over::Store;
 use pull::{Claim, Pull, Room};
@@ -34,11 +36,12 @@ use two_shot::TwoShot;
 use crate::{
     bootstrap::{Members, mapping::Mapping, sharing::share},
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Row, Task,
-        Way,
+        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
+        Row, Task, Uneven, Way,
         exchange::{Exchange, Lanes},
+        post::Post,
     },
-    dtype::{Collective, OPS, REDUCIBLE},
+    dtype::{COLLECTIVES, Collective, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
@@ -75,6 +78,9 @@ impl Provider for Shm {
     }
 
     fn rows(&self, members: &Members, collective: Collective) -> Vec<Row> {
+        if collective.is_letter() || collective.is_uneven() {
+            return vec![Row { up_to: u64::MAX, way: Way::of(PIPELINED) }];
+        }
         let lines = Store::detect().lines_up_to(LINES_BYTES) as u64;
         let large = match collective {
             // Two hand-overs instead of one cost more than the work they spare where each is a change of threads
@@ -100,7 +106,7 @@ impl Provider for Shm {
         if let Some(why) = members.unshared() {
             return Err(format!("no memory could be shared: {why}"));
         }
-        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        let mut capabilities = Capabilities::new(&COLLECTIVES, &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;
         capabilities.rank_order = true;
         capabilities.detects_mismatch = true;
@@ -111,9 +117,16 @@ impl Provider for Shm {
 
     fn create(&self, members: Arc<Members>, deadline: Option<std::time::Instant>) -> Task<Box<dyn Communicator>> {
         Box::pin(async move {
+            let size = members.size();
+            let segment = Segment::PART * size as usize;
+            let (rank, bytes) = (members.rank(), segment + post::bytes(size));
+            let commit = move |fd: &OwnedFd| {
+                Mapping::commit(fd, rank as usize * Segment::PART, Segment::PART)?;
+                post::commit(fd, segment, rank, size)
+            };
             // Whether all ranks managed to map it is the dispatcher's next question.
-            let mapping = share(&members, "tutti-shm", Segment::PART, deadline).await??;
-            Ok(Box::new(Communication::new(members, mapping)) as Box<dyn Communicator>)
+            let (mapping, fd) = share(&members, "tutti-shm", bytes, commit, deadline).await??;
+            Ok(Box::new(Communication::new(members, mapping, Some(fd))) as Box<dyn Communicator>)
         })
     }
 }
@@ -123,6 +136,7 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Segment>,
+    letters: post::Letters,
     going: Going,
     scratch: Scratch,
     room: Room,
@@ -134,6 +148,8 @@ struct Communication {
 enum Going {
     Small(Small),
     Exchange,
+    /// A v-form.
+    Parts(Parts),
     TwoShot(TwoShot),
     /// How it goes on is decided when all headers were seen: this rank's buffers are registered.
     Undecided(Undecided),
@@ -148,11 +164,15 @@ struct Undecided {
 }
 
 impl Communication {
-    fn new(members: Arc<Members>, mapping: Arc<Mapping>) -> Self {
-        let segment = Segment::new(members.clone(), mapping);
+    /// In a mapping of the segment and, behind it, the post; `fd` is what is mapped, if parts of it are still to be
+    /// committed.
+    fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>) -> Self {
+        let segment = Segment::new(members.clone(), mapping.clone());
+        let wire = post::Memory::new(members.clone(), mapping, Segment::PART * members.size() as usize, fd);
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),
+            letters: post::Letters::new(members.clone(), wire),
             going: Going::Exchange,
             scratch: Scratch::new(members.size()),
             room: Room::new(members.size()),
@@ -169,6 +189,7 @@ impl Communication {
                     return small.poll(&self.members, &self.exchange.lanes, &mut self.meeting, &mut self.scratch);
                 }
                 Going::Exchange => return self.exchange.poll(&mut self.meeting),
+                Going::Parts(parts) => return parts.poll(&mut self.exchange, &mut self.meeting),
                 Going::TwoShot(two_shot) => {
                     return two_shot.poll(&mut self.exchange.lanes, &mut self.meeting, &mut self.scratch.sources);
                 }
@@ -240,6 +261,14 @@ impl Communicator for Communication {
         self.advance()
     }
 
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        self.outcome = None;
+        // SAFETY: as above; there is no payload.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.going = Going::Parts(Parts::new(self.members.clone(), call, sequence));
+        self.advance()
+    }
+
     fn poll(&mut self) -> Result<Progress> {
         match self.outcome.take() {
             Some(outcome) => outcome,
@@ -252,20 +281,25 @@ impl Communicator for Communication {
         let doze = members.doze();
         // The look between "I am about to sleep" and sleeping, which makes a lost wake-up impossible.
         match self.advance() {
-            Ok(Progress::Pending) if members.check().is_ok() => doze.sleep(at_most),
+            Ok(Progress::Pending) if self.letters.is_still() && members.check().is_ok() => doze.sleep(at_most),
             outcome => self.outcome = Some(outcome),
         }
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
         self.meeting.awaits(rank)
-            || match &self.going {
+            || match &mut self.going {
                 Going::Small(small) => small.awaits(&self.exchange.lanes, rank),
                 Going::Exchange => self.exchange.awaits(rank),
+                Going::Parts(parts) => parts.awaits(&mut self.exchange, rank),
                 Going::TwoShot(two_shot) => two_shot.awaits(&self.exchange.lanes, rank),
                 Going::Pull(pull) => pull.awaits(&self.exchange.lanes, rank),
                 Going::Undecided(_) => false,
             }
+    }
+
+    fn post(&mut self) -> Option<&mut dyn Post> {
+        Some(&mut self.letters)
     }
 }
 

@@ -102,7 +102,7 @@ fn model_three_ranks_meet_as_two_do() {
 
 fn communications(size: u32) -> Vec<(Arc<Members>, Communication)> {
     let mapping = Segment::for_model(size);
-    let one = |members: Arc<Members>| (members.clone(), Communication::new(members, mapping.clone()));
+    let one = |members: Arc<Members>| (members.clone(), Communication::new(members, mapping.clone(), None));
     members(size).into_iter().map(one).collect()
 }
 

@@ -7,6 +7,8 @@
 //! peer that has not yet entered the call holds a few chunks in its mailbox and never more, and one that has what
 //! it wants is never waited for.
 
+mod post;
+
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -19,11 +21,12 @@ use crate::{
         control::{Kind, Verdict},
     },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Row, Task,
-        Way,
+        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
+        Row, Task, Uneven, Way,
         exchange::{Exchange, Lanes, protocol_error},
+        post::Post,
     },
-    dtype::{Collective, OPS, REDUCIBLE},
+    dtype::{COLLECTIVES, Collective, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
@@ -53,7 +56,7 @@ impl Provider for Sockets {
     }
 
     fn probe(&self, _: &Members) -> Result<Capabilities, String> {
-        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        let mut capabilities = Capabilities::new(&COLLECTIVES, &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;
         capabilities.rank_order = true;
         capabilities.detects_mismatch = true;
@@ -72,6 +75,9 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Messages>,
+    /// The v-form that is going on.
+    parts: Option<Parts>,
+    letters: post::Letters,
 }
 
 impl Communication {
@@ -85,6 +91,8 @@ impl Communication {
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), lanes),
+            parts: None,
+            letters: post::Letters::new(members.clone()),
             members,
         }
     }
@@ -97,11 +105,22 @@ impl Communicator for Communication {
         // SAFETY: the group calls this once per sequence, in order; there is no payload.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
         self.exchange.begin(call, pattern);
+        self.parts = None;
+        self.poll()
+    }
+
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        // SAFETY: as above.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.parts = Some(Parts::new(self.members.clone(), call, sequence));
         self.poll()
     }
 
     fn poll(&mut self) -> Result<Progress> {
-        self.exchange.poll(&mut self.meeting)
+        match &mut self.parts {
+            Some(parts) => parts.poll(&mut self.exchange, &mut self.meeting),
+            None => self.exchange.poll(&mut self.meeting),
+        }
     }
 
     fn rest(&mut self, at_most: Duration) {
@@ -110,7 +129,15 @@ impl Communicator for Communication {
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
-        self.meeting.awaits(rank) || self.exchange.awaits(rank)
+        let moving = match &mut self.parts {
+            Some(parts) => parts.awaits(&mut self.exchange, rank),
+            None => self.exchange.awaits(rank),
+        };
+        moving || self.meeting.awaits(rank)
+    }
+
+    fn post(&mut self) -> Option<&mut dyn Post> {
+        Some(&mut self.letters)
     }
 }
 
