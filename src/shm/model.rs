@@ -3,14 +3,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Communication, Segment};
+use super::{Communication, Segment, post};
 use crate::{
     bootstrap::{
         Members,
+        mapping::Mapping,
         model::{LEAVING, members, on_all_ranks, wait},
     },
     communicator::{
-        Call, Communicator, Descriptor, Meeting, Pattern, Progress, Ranks,
+        Call, Communicator, Descriptor, Meeting, Pattern, Progress, Ranks, Way,
         exchange::{Exchange, Lanes},
     },
     dtype::{Collective, DType, Op},
@@ -108,7 +109,7 @@ fn all_reduce(members: &Members, communication: &mut Communication, rank: u32, s
     let mut data: Vec<u64> = (0..count).map(|i| element(sequence, rank, i)).collect();
     let address: *mut u8 = data.as_mut_ptr().cast();
     let call = Call { descriptor: descriptor(Collective::AllReduce, count), send: address, recv: address };
-    let mut progress = communication.start(&call, sequence, INLINE).unwrap();
+    let mut progress = communication.start(&call, sequence, Way::of(INLINE)).unwrap();
     while progress != Progress::Done {
         communication.rest(Duration::MAX);
         progress = communication.poll().unwrap();
