@@ -5,9 +5,8 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Instant};
 use super::{mapping::Mapping, members::Members, members::first_trouble, session::Session};
 use crate::error::{Error, Result, Status};
 
-/// Makes a mapping of `bytes` for all members together: the first makes the memfd, every rank maps it and commits what is
-/// its own (`commit`), so that those pages come from the memory next to the rank. The memfd comes too, for what is
-/// to be committed later.
+/// Makes a mapping of one part of `bytes` for each member together: the first makes the memfd, every rank maps it and
+/// commits its own part, so that the part's pages come from the memory next to the rank.
 ///
 /// An outer error ends whatever all members are about to do; the inner one is this rank's alone, and whether others
 /// have one is for the caller to ask.
@@ -15,11 +14,23 @@ pub async fn share(
     members: &Arc<Members>,
     label: &str,
     bytes: usize,
-    commit: impl FnOnce(&OwnedFd) -> Result<()>,
+    deadline: Option<Instant>,
+) -> Result<Result<Arc<Mapping>>> {
+    let shared = share_some(members, label, bytes, bytes, deadline).await?;
+    Ok(shared.map(|(mapping, _)| mapping))
+}
+
+/// [`share`], but of its part each rank commits only the beginning now, `committed` bytes of it; the rest it has to commit
+/// through the descriptor before it writes there.
+pub async fn share_some(
+    members: &Arc<Members>,
+    label: &str,
+    bytes: usize,
+    committed: usize,
     deadline: Option<Instant>,
 ) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
     let mut session = members.session(deadline, format!("{label} of group {:?}", members.name()));
-    match share_in(&mut session, members, label, bytes, commit).await {
+    match share_in(&mut session, members, label, bytes, committed).await {
         Ok(mapped) => session.finish().await.map(|()| mapped),
         Err(error) => {
             session.give_up(&error);
@@ -33,10 +44,12 @@ async fn share_in(
     members: &Members,
     label: &str,
     bytes: usize,
-    commit: impl FnOnce(&OwnedFd) -> Result<()>,
+    committed: usize,
 ) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
-    let made: Result<Option<OwnedFd>> = match members.rank() {
-        0 => Mapping::create(label, bytes).map(Some),
+    let whole = bytes.checked_mul(members.size() as usize).filter(|whole| *whole <= isize::MAX as usize);
+    let made: Result<Option<OwnedFd>> = match (members.rank(), whole) {
+        (_, None) => Err(Error::OutOfMemory(format!("{bytes} bytes for each of {} ranks", members.size()))),
+        (0, Some(whole)) => Mapping::create(label, whole).map(Some),
         _ => Ok(None),
     };
     // What every rank says: how much it wants, and its trouble.
@@ -65,8 +78,10 @@ async fn share_in(
     }
     let passed = descriptor.or_else(|| said.first().and_then(|message| message.descriptors.first()));
     Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| {
-        commit(fd)?;
+        if committed > 0 {
+            Mapping::commit(fd, members.rank() as usize * bytes, committed)?;
+        }
         let kept = fd.try_clone().map_err(|error| Error::Unsupported(format!("cannot keep shared memory: {error}")))?;
-        Ok((Mapping::open(fd, bytes)?, kept))
+        Ok((Mapping::open(fd, bytes * members.size() as usize)?, kept))
     }))
 }

@@ -115,13 +115,10 @@ impl<L: Lanes> Exchange<L> {
         }
     }
 
-    /// Takes `steps` out of the count for whoever moves something over the lanes without a call of the exchange, which must
-    /// be the same on all ranks, and says at which count they begin.
+    /// Takes `steps` out of the count for a call that goes over the same lanes in a way of its own, and returns the first.
     pub fn reserve(&mut self, steps: u64) -> u64 {
         self.base += self.steps;
         self.steps = steps;
-        self.published = steps;
-        self.consumed = steps;
         self.base
     }
 

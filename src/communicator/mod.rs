@@ -110,21 +110,45 @@ pub struct Algorithm {
     pub name: &'static str,
     /// The largest contribution that it can carry, in bytes.
     pub most: u64,
-    /// The collective that it serves; `None`: all.
+    /// What it carries.
+    pub carries: Carries,
+    /// The collective that it serves; `None`: all of those.
     pub only: Option<Collective>,
     /// Whether it needs all ranks' buffers to be registered.
     pub registered: bool,
 }
 
 impl Algorithm {
-    /// An algorithm for all collectives, up to `most` bytes.
+    /// An algorithm for all even calls, up to `most` bytes.
     pub const fn new(name: &'static str, most: u64) -> Self {
-        Algorithm { name, most, only: None, registered: false }
+        Algorithm { name, most, carries: Carries::Calls, only: None, registered: false }
     }
 
     /// Whether it can serve contributions of `bytes`.
     pub fn serves(&self, collective: Collective, bytes: u64) -> bool {
-        bytes <= self.most && self.only.is_none_or(|only| only == collective)
+        bytes <= self.most && self.carries == Carries::of(collective) && self.only.is_none_or(|only| only == collective)
+    }
+}
+
+/// What an algorithm carries: these travel in ways of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// Calls whose parts are of one size.
+    Calls,
+    /// V-forms.
+    Parts,
+    /// Sends and receives.
+    Letters,
+}
+
+impl Carries {
+    /// What a collective is.
+    pub const fn of(collective: Collective) -> Self {
+        match collective {
+            Collective::Send | Collective::Recv => Carries::Letters,
+            Collective::AllGatherV | Collective::ReduceScatterV | Collective::AllToAllV => Carries::Parts,
+            _ => Carries::Calls,
+        }
     }
 }
 

@@ -54,7 +54,7 @@ impl Plan {
         let _ = writeln!(text, "{call} | group {group:?}, {size} ranks, {hosts} | plan {digest:016x}");
         match self.choose(call) {
             Some(choice) => {
-                let _ = writeln!(text, "  served by {}: {}", self.full_name(call, choice), self.why(call));
+                let _ = writeln!(text, "  served by {}: {}", self.full_name(choice, call.flags), self.why(call));
             }
             None => {
                 let _ = writeln!(text, "  served by nothing");
@@ -63,8 +63,7 @@ impl Plan {
         let mut from = "0 B".to_owned();
         for range in self.ranges(call) {
             let to = if range.up_to == u64::MAX { String::new() } else { bytes(range.up_to) };
-            let any = Descriptor { flags: 0, ..*call };
-            let who = range.choice.map_or_else(|| "nothing".to_owned(), |choice| self.full_name(&any, choice));
+            let who = range.choice.map_or_else(|| "nothing".to_owned(), |choice| self.full_name(choice, 0));
             let _ = writeln!(text, "  {from:>9} .. {to:<9}  {who}");
             from = to;
         }
@@ -77,7 +76,7 @@ impl Plan {
 
     fn explain_as_json(&self, group: &str, call: &Descriptor) -> String {
         let name = |choice| {
-            let (communicator, algorithm, registered) = self.name_for(call, choice);
+            let (communicator, algorithm, registered) = self.name(choice);
             let registered = registered.unwrap_or(algorithm);
             json!({ "communicator": communicator, "algorithm": algorithm, "registered": registered })
         };
@@ -128,10 +127,10 @@ impl Plan {
     }
 
     /// "shm/pipelined", and what serves registered buffers where that is another; that one alone if these are.
-    fn full_name(&self, call: &Descriptor, choice: Choice) -> String {
-        let (communicator, algorithm, registered) = self.name_for(call, choice);
+    fn full_name(&self, choice: Choice, flags: u32) -> String {
+        let (communicator, algorithm, registered) = self.name(choice);
         match registered {
-            Some(registered) if call.flags & FLAG_REGISTERED != 0 => format!("{communicator}/{registered}"),
+            Some(registered) if flags & FLAG_REGISTERED != 0 => format!("{communicator}/{registered}"),
             Some(registered) => format!("{communicator}/{algorithm} ({registered} where all buffers are registered)"),
             None => format!("{communicator}/{algorithm}"),
         }

@@ -203,20 +203,6 @@ impl Plan {
         self.digest = self.take_digest();
     }
 
-    /// [`Plan::name`] in the explanation of a call: letters all go by the post, v-forms in parts.
-    pub(super) fn name_for(
-        &self,
-        call: &Descriptor,
-        choice: Choice,
-    ) -> (&'static str, &'static str, Option<&'static str>) {
-        let (communicator, algorithm, registered) = self.name(choice);
-        match call.collective {
-            collective if collective.is_letter() => (communicator, "post", None),
-            collective if collective.is_uneven() => (communicator, "parts", None),
-            _ => (communicator, algorithm, registered),
-        }
-    }
-
     /// The ranges for one kind of call: in each stretch of sizes, the first candidate that serves it.
     fn list(&self, call: &Descriptor) -> Vec<Range> {
         let able: Vec<_> = self
@@ -229,10 +215,8 @@ impl Plan {
                 _ => None,
             })
             .collect();
-        // Letters and v-forms go in one way, whatever their size.
-        let one_way = call.collective.is_letter() || call.collective.is_uneven();
-        let concerns = |row: &&Override| !one_way && row.collective.is_none_or(|named| named == call.collective);
-        let overrides: Vec<_> = self.policy.overrides.iter().filter(concerns).collect();
+        let overrides: Vec<_> =
+            self.policy.overrides.iter().filter(|row| row.collective.is_none_or(|c| c == call.collective)).collect();
         let rows = |candidate| rows_of(candidate, call.collective);
         let mut ends: Vec<u64> = able
             .iter()

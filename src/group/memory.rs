@@ -3,7 +3,7 @@
 //! Ranks of one host map it from one memfd. Ranks that cannot share memory get their own: it serves like any other, so a
 //! program need not know where it runs.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::sync::Arc;
 
 use super::core::Outcome;
 use crate::{
@@ -46,10 +46,8 @@ pub(super) async fn allocate(
     let number = number.ok_or_else(|| Error::Internal("nobody numbers the allocation".into()))?;
     let (mapping, known_to) = match members.unshared() {
         None if members.on_one_host() => {
-            let (rank, whole) = (members.rank() as usize, part.saturating_mul(members.size() as usize));
-            let commit = move |fd: &OwnedFd| Mapping::commit(fd, rank * part, part);
-            let mapped = share(&members, "tutti-memory", whole, commit, deadline).await?;
-            (agreed(&members, mapped.map(|(mapping, _)| mapping), deadline).await?, Some(members.endpoint().regions()))
+            let mapped = share(&members, "tutti-memory", part, deadline).await?;
+            (agreed(&members, mapped, deadline).await?, Some(members.endpoint().regions()))
         }
         _ => (Mapping::private(part)?, None),
     };

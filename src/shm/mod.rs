@@ -25,7 +25,7 @@ mod segment;
 mod small;
 mod two_shot;
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hand_over::Store;
 use pull::{Claim, Pull, Room};
@@ -34,10 +34,14 @@ use small::{Carrier, LINE_BYTES, LINES_BYTES, SLOT_BYTES, Scratch, Small};
 use two_shot::TwoShot;
 
 use crate::{
-    bootstrap::{Members, mapping::Mapping, sharing::share},
+    bootstrap::{
+        Members,
+        mapping::Mapping,
+        sharing::{share, share_some},
+    },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
-        Row, Task, Uneven, Way,
+        Algorithm, Call, Capabilities, Carries, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider,
+        Ranks, Row, Task, Uneven, Way,
         exchange::{Exchange, Lanes},
         post::Post,
     },
@@ -48,13 +52,15 @@ use crate::{
 /// The entry in the dispatcher's list.
 pub struct Shm;
 
-const ALGORITHMS: [Algorithm; 6] = [
+const ALGORITHMS: [Algorithm; 8] = [
     Algorithm::new("line", LINE_BYTES as u64),
     Algorithm::new("lines", LINES_BYTES as u64),
     Algorithm::new("slot", SLOT_BYTES as u64),
     Algorithm::new("pipelined", u64::MAX),
     Algorithm { only: Some(Collective::AllReduce), ..Algorithm::new("two_shot", u64::MAX) },
     Algorithm { registered: true, ..Algorithm::new("pull", u64::MAX) },
+    Algorithm { carries: Carries::Parts, ..Algorithm::new("parts", u64::MAX) },
+    Algorithm { carries: Carries::Letters, ..Algorithm::new("post", u64::MAX) },
 ];
 /// Their numbers.
 const LINE: u8 = 0;
@@ -63,6 +69,8 @@ const SLOT: u8 = 2;
 const PIPELINED: u8 = 3;
 const TWO_SHOT: u8 = 4;
 const PULL: u8 = 5;
+const PARTS: u8 = 6;
+const POST: u8 = 7;
 
 /// From this contribution on three and more ranks reduce in two shots, and registered memory is pulled from.
 const TWO_SHOT_FROM: u64 = 32 * 1024;
@@ -78,8 +86,10 @@ impl Provider for Shm {
     }
 
     fn rows(&self, members: &Members, collective: Collective) -> Vec<Row> {
-        if collective.is_letter() || collective.is_uneven() {
-            return vec![Row { up_to: u64::MAX, way: Way::of(PIPELINED) }];
+        match Carries::of(collective) {
+            Carries::Calls => {}
+            Carries::Parts => return vec![Row { up_to: u64::MAX, way: Way::of(PARTS) }],
+            Carries::Letters => return vec![Row { up_to: u64::MAX, way: Way::of(POST) }],
         }
         let lines = Store::detect().lines_up_to(LINES_BYTES) as u64;
         let large = match collective {
@@ -117,16 +127,13 @@ impl Provider for Shm {
 
     fn create(&self, members: Arc<Members>, deadline: Option<std::time::Instant>) -> Task<Box<dyn Communicator>> {
         Box::pin(async move {
-            let size = members.size();
-            let segment = Segment::PART * size as usize;
-            let (rank, bytes) = (members.rank(), segment + post::bytes(size));
-            let commit = move |fd: &OwnedFd| {
-                Mapping::commit(fd, rank as usize * Segment::PART, Segment::PART)?;
-                post::commit(fd, segment, rank, size)
-            };
             // Whether all ranks managed to map it is the dispatcher's next question.
-            let (mapping, fd) = share(&members, "tutti-shm", bytes, commit, deadline).await??;
-            Ok(Box::new(Communication::new(members, mapping, Some(fd))) as Box<dyn Communicator>)
+            let segment = share(&members, "tutti-shm", Segment::PART, deadline).await?;
+            let size = members.size();
+            let post = share_some(&members, "tutti-post", post::part(size), post::committed(size), deadline).await?;
+            let ((post, fd), segment) = (post?, segment?);
+            let wire = post::Memory::new(members.clone(), post, Some(fd));
+            Ok(Box::new(Communication::new(members, segment, wire)) as Box<dyn Communicator>)
         })
     }
 }
@@ -148,7 +155,6 @@ struct Communication {
 enum Going {
     Small(Small),
     Exchange,
-    /// A v-form.
     Parts(Parts),
     TwoShot(TwoShot),
     /// How it goes on is decided when all headers were seen: this rank's buffers are registered.
@@ -164,11 +170,8 @@ struct Undecided {
 }
 
 impl Communication {
-    /// In a mapping of the segment and, behind it, the post; `fd` is what is mapped, if parts of it are still to be
-    /// committed.
-    fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>) -> Self {
-        let segment = Segment::new(members.clone(), mapping.clone());
-        let wire = post::Memory::new(members.clone(), mapping, Segment::PART * members.size() as usize, fd);
+    fn new(members: Arc<Members>, mapping: Arc<Mapping>, wire: post::Memory) -> Self {
+        let segment = Segment::new(members.clone(), mapping);
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),

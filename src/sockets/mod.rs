@@ -21,8 +21,8 @@ use crate::{
         control::{Kind, Verdict},
     },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
-        Row, Task, Uneven, Way,
+        Algorithm, Call, Capabilities, Carries, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider,
+        Ranks, Row, Task, Uneven, Way,
         exchange::{Exchange, Lanes, protocol_error},
         post::Post,
     },
@@ -40,7 +40,11 @@ const FINISHED: u64 = 1 << 63;
 /// The entry in the dispatcher's list.
 pub struct Sockets;
 
-const ALGORITHMS: [Algorithm; 1] = [Algorithm::new("exchange", u64::MAX)];
+const ALGORITHMS: [Algorithm; 3] = [
+    Algorithm::new("exchange", u64::MAX),
+    Algorithm { carries: Carries::Parts, ..Algorithm::new("parts", u64::MAX) },
+    Algorithm { carries: Carries::Letters, ..Algorithm::new("post", u64::MAX) },
+];
 
 impl Provider for Sockets {
     fn name(&self) -> &'static str {
@@ -51,8 +55,13 @@ impl Provider for Sockets {
         &ALGORITHMS
     }
 
-    fn rows(&self, _: &Members, _: Collective) -> Vec<Row> {
-        vec![Row { up_to: u64::MAX, way: Way::of(0) }]
+    fn rows(&self, _: &Members, collective: Collective) -> Vec<Row> {
+        let algorithm = match Carries::of(collective) {
+            Carries::Calls => 0,
+            Carries::Parts => 1,
+            Carries::Letters => 2,
+        };
+        vec![Row { up_to: u64::MAX, way: Way::of(algorithm) }]
     }
 
     fn probe(&self, _: &Members) -> Result<Capabilities, String> {
