@@ -522,21 +522,6 @@ fn the_failure_of_a_group_is_told_in_a_status_in_numbers_and_in_a_sentence() {
 }
 
 #[test]
-fn what_is_not_served_yet_is_unsupported_and_the_group_lives() {
-    let _watchdog = watchdog();
-    let world = World::new(1);
-    let unserved = ["mem_alloc"];
-    for (name, function) in group_functions() {
-        if unserved.iter().any(|unserved| name == format!("tutti_{unserved}")) {
-            assert_eq!(function(world.handle(0)), TUTTI_UNSUPPORTED, "{name}");
-            assert!(last_error().contains(": use "), "{}", last_error());
-        }
-    }
-    // SAFETY: any handle may be passed.
-    ok(unsafe { tutti_group_check(world.handle(0)) });
-}
-
-#[test]
 fn a_cpu_group_is_its_own_cpu_sibling_and_explains_itself() {
     let world = World::new(1);
     let group = world.handle(0);
