@@ -157,6 +157,7 @@ fn move_everything(groups: &[Arc<Group>], memory: Memory, bytes: &[usize]) {
 pub(crate) fn every_algorithm_is_right_as_far_as_it_reaches(communicator: &str) {
     let algorithms = dispatch::algorithms(communicator);
     assert!(!algorithms.is_empty());
+    // V-forms and messages have ways and promises of their own.
     for algorithm in algorithms.iter().filter(|algorithm| algorithm.carries == Carries::Calls) {
         // What needs registered memory takes the place of something that takes any memory and size.
         let any = algorithms.iter().find(|other| other.most == u64::MAX && other.only.is_none() && !other.registered);
