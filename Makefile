@@ -39,7 +39,7 @@ perf: build ## build tutti-perf and measure the collectives here (ARGS=--help)
 
 bench: build ## measure beside Open MPI, MPICH, Intel MPI and oneCCL, which it installs below .tools (BENCH=--help)
 	@tests/package/tools build package
-	@python3 benches/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
+	@BUILT=$(BUILT) python3 benches/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
 
 check: ## format, lints and unit tests: what to run before every commit
 	@tests/run check

@@ -168,6 +168,16 @@ static const char *why(void *context) {
     return "this MPI has no such type, operation or form";
 }
 
+/* Cuts what an MPI says of itself to its first sentence, with one blank between words. */
+static void first_words(char *name) {
+    char *to = name;
+    for (const char *from = name; *from != '\0' && *from != '\n' && *from != ','; from++) {
+        const int blank = *from == ' ' || *from == '\t';
+        if (!blank || (to > name && to[-1] != ' ')) *to++ = blank ? ' ' : *from;
+    }
+    *to = '\0';
+}
+
 int main(int argc, char **argv) {
     char name[MPI_MAX_LIBRARY_VERSION_STRING] = "";
     int length = 0;
@@ -180,10 +190,7 @@ int main(int argc, char **argv) {
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
     if (ranks > PERF_MAX_RANKS) MPI_Abort(MPI_COMM_WORLD, 2);
     MPI_Get_library_version(name, &length);
-    name[strcspn(name, "\n,")] = '\0';
-    for (char *at = name; *at != '\0'; at++) {
-        if (*at == '\t') *at = ' ';
-    }
+    first_words(name);
     MPI_Type_contiguous(2, MPI_BYTE, &own.bfloat16);
     MPI_Type_commit(&own.bfloat16);
     MPI_Op_create(add_bfloat16, 1, &own.sum);
