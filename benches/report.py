@@ -138,8 +138,10 @@ class Table:
 
     def markdown(self):
         place = "in place" if self.case.in_place else "out of place"
-        text = f"## {self.case.collective}, {self.case.dtype}, {self.case.ranks} ranks\n\n{place}\n\n"
+        against = ", private and registered buffers" if "registered" in self.case.peers else ""
+        text = f"## {self.case.collective}, {self.case.dtype}, {self.case.ranks} ranks{against}\n\n"
         if self.sizes:
+            text += f"{place}\n\n"
             lines = self.lines()
             widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
             write = lambda cells: "| " + " | ".join(cell.rjust(width) for cell, width in zip(cells, widths)) + " |\n"  # noqa: E731
