@@ -95,7 +95,8 @@ impl Arguments {
     }
 
     /// Parses a call of rank `rank` in a CPU group of `size`.
-    pub(super) fn parse(self, rank: u32, size: u32) -> Result<Call> {
+    #[inline(always)]
+    pub(super) fn parse(&self, rank: u32, size: u32) -> Result<Call> {
         served(self.collective)?;
         if !self.stream.is_null() {
             return Err(Error::invalid("stream is not NULL, but this is a CPU group: its calls happen on no stream"));
@@ -112,6 +113,7 @@ impl Arguments {
 }
 
 /// Parses what all ranks of a group of `size` must agree on.
+#[inline(always)]
 pub(super) fn descriptor(
     collective: Collective,
     count: usize,
@@ -144,6 +146,7 @@ pub(super) fn descriptor(
 }
 
 /// Refuses what no group serves yet.
+#[inline(always)]
 pub(super) fn served(collective: Collective) -> Result<()> {
     use Collective::*;
     match collective {
@@ -463,6 +466,7 @@ struct Buffer {
 }
 
 impl Buffer {
+    #[inline(always)]
     fn new(name: &'static str, start: *const u8, bytes: usize) -> Result<Self> {
         if bytes > 0 && start.is_null() {
             return Err(Error::invalid(format_args!("{name} is NULL, but {bytes} bytes are needed there")));

@@ -120,9 +120,11 @@ impl Group {
         self.members.failure()
     }
 
-    /// Which ranks are alive and have not left, as far as can be told now.
+    /// Which ranks are alive and have not left, as far as can be told now. A rank whose loss failed the group is not,
+    /// even where this rank has yet to see it go: all ranks tell one story.
     pub fn alive(&self) -> Vec<bool> {
-        (0..self.size()).map(|rank| self.members.lost(rank).is_none()).collect()
+        let failed_by = self.failure().filter(|failure| failure.status == Status::PeerLost).and_then(|loss| loss.rank);
+        (0..self.size()).map(|rank| failed_by != Some(rank) && self.members.lost(rank).is_none()).collect()
     }
 
     /// Returns when all ranks have called it.

@@ -12,6 +12,7 @@ macro_rules! keeps {
             $(
                 #[test]
                 fn $promise() {
+                    let _watchdog = crate::harness::watchdog();
                     crate::promises::$promise(stringify!($communicator));
                 }
             )*
