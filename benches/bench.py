@@ -275,8 +275,13 @@ def prepare(cases, named):
     return members
 
 
+def stopped(number, frame):
+    raise KeyboardInterrupt
+
+
 def main():
     arguments = parse()
+    signal.signal(signal.SIGTERM, stopped)  # as Ctrl-C: what runs is ended too
     cases = chosen_cases(arguments)
     try:
         prefix = implementations.real_time() if arguments.real_time else []

@@ -60,28 +60,29 @@ static double median(void) {
     return slower;
 }
 
-static void pin(int cpu) {
-    cpu_set_t only;
-    CPU_ZERO(&only);
-    CPU_SET(cpu, &only);
-    sched_setaffinity(0, sizeof only, &only);
-}
-
 static void *started(void *argument) {
     const task_t *task = argument;
-    pin(cpus[task->rank]);
     task->work(task->rank);
     return NULL;
 }
 
+/* Each thread is on its CPU before it runs: one that had to move first could wait for ever for one that spins. */
 static void on_both(void (*work)(int rank)) {
-    pthread_t thread;
+    pthread_t threads[2];
     task_t tasks[2] = {{0, work}, {1, work}};
     atomic_store(&flags[0].value, 0);
     atomic_store(&flags[1].value, 0);
-    if (pthread_create(&thread, NULL, started, &tasks[1]) != 0) exit(1);
-    started(&tasks[0]);
-    pthread_join(thread, NULL);
+    for (int rank = 0; rank < 2; rank++) {
+        pthread_attr_t attributes;
+        cpu_set_t only;
+        CPU_ZERO(&only);
+        CPU_SET(cpus[rank], &only);
+        pthread_attr_init(&attributes);
+        pthread_attr_setaffinity_np(&attributes, sizeof only, &only);
+        if (pthread_create(&threads[rank], &attributes, started, &tasks[rank]) != 0) exit(1);
+        pthread_attr_destroy(&attributes);
+    }
+    for (int rank = 0; rank < 2; rank++) pthread_join(threads[rank], NULL);
 }
 
 static void await(int rank, unsigned value) {
