@@ -216,10 +216,12 @@ def introduction(facts, members, floor):
     touched = size_text(facts["touch_from"])
     return (f"# {facts['command']}\n\n{facts['date']}, {facts['cpu']}, {facts['cpus']} CPUs, {facts['memory_gib']} GiB, Linux {facts['kernel']}, "
             f"{facts['compiler']}, libtutti at {facts['commit']}; {facts['seconds']} s\n\n{names}\n"
-            f"Times are in µs: the median over {facts['rounds']} interleaved rounds of the median over batches, of the slowest rank; rank r on the r-th CPU, counted "
-            f"round{', all under chrt -f' if facts['real_time'] else ''}. A ratio is a peer's time over libtutti's: above 1 libtutti is faster. Sizes "
-            f"with a star ({touched} and more): every input is written before and every result read after its call, and the time "
-            f"that takes without the call subtracted. Roots rotate. All results were compared bit by bit.\n\n{floor.sentence() if floor else 'The floor was not measured.'}\n")
+            f"Times are in µs: the median over {facts['rounds']} interleaved rounds of the median over batches, of the slowest rank; rank r "
+            f"on the r-th CPU, counted round{', all under chrt -f' if facts['real_time'] else ''}. A ratio is a peer's time over libtutti's: "
+            f"above 1 libtutti is faster. Sizes with a star ({touched} and more): every input is written before and every result read after "
+            f"its call, and the time that takes without the call subtracted. Roots rotate. Results were compared bit by bit: those of the "
+            f"first calls, of the last call of every batch where calls leave their input alone, and, where buffers are touched, a checksum "
+            f"of every result.\n\n{floor.sentence() if floor else 'The floor was not measured.'}\n")
 
 
 def write(out, what, facts, cases, members, rows, floors):
