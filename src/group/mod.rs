@@ -5,13 +5,14 @@
 //! * `wait` — how a thread spends the time until its peers come;
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
 //! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
-//! * `create` — how groups come to be.
+//! * `create` — how groups come to be; `memory` — memory that their ranks read in place.
 
 pub mod batch;
 mod core;
 mod create;
 mod gate;
 pub mod layout;
+mod memory;
 mod request;
 mod wait;
 
@@ -23,11 +24,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::request::Request;
 use self::{
     core::{Core, Outcome, Work},
     gate::{Gate, Inside},
 };
+pub use self::{memory::free_memory, request::Request};
 pub use crate::bootstrap::fork::forked;
 use crate::{
     bootstrap::Members,
@@ -74,12 +75,13 @@ impl Group {
     /// alone; any other rank that calls gets `None`. A failure leaves this group as it is, and works on a group that
     /// has failed: that is how survivors go on.
     pub fn create(self: &Arc<Self>, ranks: &[u32], options: GroupOptions, deliver: Deliver) -> Result<()> {
-        batch::checked(create::check_ranks(ranks, self.size()))?;
+        let what = || format!("the making of a group from {:?}", self.name());
+        batch::checked(what(), create::check_ranks(ranks, self.size()))?;
         if !ranks.contains(&self.rank()) {
             deliver(None);
             return Ok(());
         }
-        let policy = batch::checked(create::policy(&options))?;
+        let policy = batch::checked(what(), create::policy(&options))?;
         let task = create::from_list(self.members.clone(), ranks.to_vec(), self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
     }
@@ -87,8 +89,9 @@ impl Group {
     /// Splits the group: ranks with one color make a group, ordered by key, then by rank. Collective over all ranks;
     /// a negative color gets `None`.
     pub fn split(self: &Arc<Self>, color: i32, key: i32, options: GroupOptions, deliver: Deliver) -> Result<()> {
-        batch::checked(self.members.check())?;
-        let policy = batch::checked(create::policy(&options))?;
+        let what = || format!("the split of group {:?}", self.name());
+        batch::checked(what(), self.members.check())?;
+        let policy = batch::checked(what(), create::policy(&options))?;
         let task = create::by_color(self.members.clone(), color, key, self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
     }
@@ -176,7 +179,7 @@ impl Group {
     pub fn run(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<()> {
         let timeout = timeout.or(self.options.timeout);
         if batch::is_open() {
-            batch::checked(self.refuse_unserved(&call))?;
+            batch::checked(call.descriptor, self.refuse_unserved(&call))?;
             batch::push(self, Work::Call(call, timeout));
             return Ok(());
         }
@@ -226,6 +229,13 @@ impl Group {
             create::agree_on(&members, plan.digest(), deadline).await?;
             Ok(Outcome::Plan(plan))
         })))
+    }
+
+    /// Allocates `bytes` on every rank that all ranks of the group, and of groups made from it, can read in place. What it
+    /// gives is at least a page, zeroed, and lives until [`free_memory`]. Collective, with equal `bytes`.
+    pub fn allocate(self: &Arc<Self>, bytes: usize, deliver: Box<dyn FnOnce(*mut u8) + Send>) -> Result<()> {
+        batch::checked("an allocation", self.members.check())?;
+        self.perform(Work::Task(Box::pin(memory::allocate(self.members.clone(), bytes, self.options.timeout, deliver))))
     }
 
     /// A group of members that have agreed on everything.
@@ -279,6 +289,7 @@ impl Group {
     /// Options of a group made from this one: what they leave open is inherited.
     fn inherit(&self, mut options: GroupOptions) -> GroupOptions {
         options.timeout = options.timeout.or(self.options.timeout);
+        options.plan = options.plan.or_else(|| self.options.plan.clone());
         options
     }
 

@@ -19,10 +19,11 @@ use crate::{
         control::{Kind, Verdict},
     },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
+        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Row, Task,
+        Way,
         exchange::{Exchange, Lanes, protocol_error},
     },
-    dtype::{OPS, REDUCIBLE},
+    dtype::{Collective, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
@@ -36,7 +37,7 @@ const FINISHED: u64 = 1 << 63;
 /// The entry in the dispatcher's list.
 pub struct Sockets;
 
-const ALGORITHMS: [Algorithm; 1] = [Algorithm { name: "exchange", up_to: u64::MAX }];
+const ALGORITHMS: [Algorithm; 1] = [Algorithm::new("exchange", u64::MAX)];
 
 impl Provider for Sockets {
     fn name(&self) -> &'static str {
@@ -45,6 +46,10 @@ impl Provider for Sockets {
 
     fn algorithms(&self) -> &'static [Algorithm] {
         &ALGORITHMS
+    }
+
+    fn rows(&self, _: &Members, _: Collective) -> Vec<Row> {
+        vec![Row { up_to: u64::MAX, way: Way::of(0) }]
     }
 
     fn probe(&self, _: &Members) -> Result<Capabilities, String> {
@@ -86,7 +91,7 @@ impl Communication {
 }
 
 impl Communicator for Communication {
-    fn start(&mut self, call: &Call, sequence: u64, _algorithm: u8) -> Result<Progress> {
+    fn start(&mut self, call: &Call, sequence: u64, _way: Way) -> Result<Progress> {
         let pattern = Pattern::new(&call.descriptor, self.members.rank(), self.members.size())
             .ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
         // SAFETY: the group calls this once per sequence, in order; there is no payload.
