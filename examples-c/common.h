@@ -220,7 +220,7 @@ static inline void json_string(const char *json, const char *key, char *value, s
     snprintf(value, capacity, "%.*s", (int)strcspn(at + 1, "\""), at + 1);
 }
 
-/* Writes "communicator/algorithm". */
+/* Writes "communicator/algorithm"; with TUTTI_CALL_REGISTERED the algorithm that takes its place for registered buffers. */
 static inline void served_by(const tutti_group_t *group, int32_t collective, size_t count, int32_t dtype, int32_t op,
                              uint32_t flags, char *text, size_t capacity) {
     char communicator[64], algorithm[64];
@@ -228,7 +228,7 @@ static inline void served_by(const tutti_group_t *group, int32_t collective, siz
     const char *chosen = strstr(json, "\"chosen\"");
     const int nobody = chosen == NULL || strncmp(chosen, "\"chosen\":null", 13) == 0;
     json_string(nobody ? "" : chosen, "communicator", communicator, sizeof communicator);
-    json_string(nobody ? "" : chosen, "algorithm", algorithm, sizeof algorithm);
+    json_string(nobody ? "" : chosen, flags & TUTTI_CALL_REGISTERED ? "registered" : "algorithm", algorithm, sizeof algorithm);
     snprintf(text, capacity, nobody ? "-" : "%s/%s", communicator, algorithm);
     free(json);
 }
