@@ -4,7 +4,7 @@
  *
  * Statuses. A function that can fail returns a tutti_status_t. TUTTI_INVALID_ARGUMENT, TUTTI_INVALID_USAGE and
  * TUTTI_UNSUPPORTED are found before anything happens and change nothing. Any other failure of a communication call
- * fails its group: later communication calls on it return the first failure again, while queries, abort, destroy and
+ * (but for a message that does not fit its receive, see tutti_send) fails its group: later communication calls on it return the first failure again, while queries, abort, destroy and
  * the making of a new group from the survivors still work. tutti_last_error has the sentence to every failure.
  * A function never exits, aborts, prints, throws or unwinds. In a process forked from one that had made a world
  * everything returns TUTTI_INVALID_USAGE: start processes by spawning them.
@@ -429,11 +429,11 @@ struct tutti_call {
     size_t send_count;
     /// Elements.
     size_t recv_count;
-    /// v-forms: elements for every rank; otherwise NULL.
+    /// all_to_all_v: elements for every rank; otherwise NULL.
     const size_t *send_counts;
     /// v-forms: where in send every rank's elements begin, in elements; NULL: one after the other.
     const size_t *send_displs;
-    /// v-forms: elements from every rank; otherwise NULL.
+    /// v-forms: elements from every rank, for reduce_scatter_v those that every rank is left with; otherwise NULL.
     const size_t *recv_counts;
     /// v-forms: where in recv every rank's elements begin, in elements; NULL: one after the other.
     const size_t *recv_displs;
@@ -858,10 +858,18 @@ tutti_status_t tutti_all_to_all(tutti_group_t *group,
 /// Returns what tutti_all_reduce returns.
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_barrier(tutti_group_t *group, void *stream);
 
-/// Sends `count` elements at `buffer` to rank `peer` of the group, which must receive as many of the same dtype.
-/// Sends to one peer arrive in order.
+/// Sends `count` elements at `buffer` to rank `peer` of the group.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// A message meets a receive of the same peer, direction and tag, in the order in which each side posted them; the tag
+/// is 0 here, and anything from 0 on in tutti_start. Messages go beside the collectives of the group: they take no turn
+/// among them, and an unfinished one holds up none of them.
+///
+/// The receive must name the same dtype and have room for all elements. If not, it ends with TUTTI_MISMATCH, and so does
+/// the send if it still waits; both sentences name both sizes, nothing is written, that message is lost, and the group
+/// lives on. The call returns when the buffer may be used again: a small message may be on its way then, a large one has
+/// been asked for. peer may be this rank, whose receive must then have been started before, or stand in the same batch.
+///
+/// Stream, batches, threads and deadlines: see "Collective calls". Returns what tutti_all_reduce returns.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_send(tutti_group_t *group,
@@ -871,9 +879,12 @@ tutti_status_t tutti_send(tutti_group_t *group,
                           int32_t peer,
                           void *stream);
 
-/// Receives `count` elements at `buffer` from rank `peer` of the group, which must send as many of the same dtype.
+/// Receives up to `count` elements at `buffer` from rank `peer` of the group.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// A shorter message leaves the rest of the buffer as it is; tutti_request_received says how many elements came. What
+/// else there is to say is at tutti_send.
+///
+/// Returns what tutti_all_reduce returns.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_recv(tutti_group_t *group,
@@ -883,10 +894,10 @@ tutti_status_t tutti_recv(tutti_group_t *group,
                           int32_t peer,
                           void *stream);
 
-/// Sends `send_count` elements to rank `to` and receives `recv_count` elements from rank `from`, both at once.
-/// The buffers may not overlap.
+/// Sends `send_count` elements to rank `to` and receives up to `recv_count` elements from rank `from`, both at once, so
+/// that ranks in a ring, or two that send each other, never wait for each other's turn. The buffers may not overlap.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// It meets tutti_send and tutti_recv of other ranks like these. Returns what tutti_all_reduce returns.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_sendrecv(tutti_group_t *group,
@@ -901,10 +912,13 @@ tutti_status_t tutti_sendrecv(tutti_group_t *group,
 
 /// Gathers every rank's elements on every rank; ranks may have different counts.
 ///
-/// send: counts[rank] elements. recv: rank r's counts[r] elements begin at displs[r]. counts: one for every rank,
-/// equal on all ranks. displs: in elements; NULL: one rank's elements directly after the other's.
+/// send: counts[rank] elements. recv: rank r's counts[r] elements begin at displs[r]. counts: one for every rank, equal on
+/// all ranks; ranks whose counts differ get TUTTI_MISMATCH. displs: in elements, each rank's own affair; NULL: one rank's
+/// elements directly after the other's. Parts of recv may not overlap. In place: send is this rank's part of recv. The
+/// arrays are read before the function returns. In tutti_start the two are recv_counts and recv_displs. Stream, order,
+/// batches and threads: see "Collective calls".
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_all_gather_v(tutti_group_t *group,
@@ -918,9 +932,10 @@ tutti_status_t tutti_all_gather_v(tutti_group_t *group,
 /// Reduces over all ranks and leaves each rank with its part of the result; parts may differ in size.
 ///
 /// send: rank r's counts[r] elements begin at displs[r]. recv: counts[rank] elements. counts and displs: as in
-/// tutti_all_gather_v.
+/// tutti_all_gather_v. In place: recv is this rank's part of send; the rest of send is then unspecified. In tutti_start
+/// the two are recv_counts and send_displs.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_reduce_scatter_v(tutti_group_t *group,
@@ -935,9 +950,12 @@ tutti_status_t tutti_reduce_scatter_v(tutti_group_t *group,
 /// Sends every rank its elements and receives from every rank; any counts.
 ///
 /// send: send_counts[r] elements for rank r begin at send_displs[r]. recv: recv_counts[r] elements from rank r begin at
-/// recv_displs[r], as many as r sends here. Displacements are in elements; NULL: one after the other.
+/// recv_displs[r], as many as r sends here: where a rank sends another number than the receiver expects, all ranks get
+/// TUTTI_MISMATCH, which names both, and nothing is written. Displacements are in elements; NULL: one after the other.
+/// Parts of recv may not overlap each other or send; there is no in-place form. The arrays are read before the function
+/// returns. Stream, order, batches and threads: see "Collective calls".
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_all_to_all_v(tutti_group_t *group,
@@ -983,6 +1001,12 @@ TUTTI_MUST_USE
 tutti_status_t tutti_start(tutti_group_t *group,
                            const tutti_call_t *call,
                            tutti_request_t **request);
+
+/// Writes how many elements a receive that is done has got, which may be fewer than it had room for. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS while the receive is not done; its failure; TUTTI_INVALID_ARGUMENT;
+/// TUTTI_INVALID_USAGE (no receive, or a forked process).
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_request_received(tutti_request_t *request, size_t *count);
 
 /// Goes on with every unfinished request of this thread as far as possible without waiting, and says how far this
 /// one is. Repeatable: a finished request says the same again. Any thread.

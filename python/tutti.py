@@ -189,6 +189,7 @@ _FUNCTIONS = {
     "request_test": (_HANDLE,),
     "request_wait": (_HANDLE, c_int64),
     "request_free": (_HANDLE,),
+    "request_received": (_HANDLE, POINTER(c_size_t)),
     "batch_begin": (),
     "batch_end": (),
     "mem_alloc": (_HANDLE, c_size_t, _OUT),
@@ -613,14 +614,53 @@ class Group:
         _call("barrier", self.handle, _stream(stream))
 
     def send(self, buffer, peer, *, dtype=None, count=None, stream=None):
-        call = _Arguments(buffer, buffer, dtype, count, "send")
+        """Sends to one rank; with a tag or without waiting by start(Collective.SEND, ...)."""
+        call = _Arguments(buffer, 0, dtype, count, "send")
         _call("send", self.handle, call.send.address, call.count, call.dtype, peer, _stream(stream))
         self._keep(call)
 
     def recv(self, buffer, peer, *, dtype=None, count=None, stream=None):
+        """Receives up to so many elements from one rank."""
         call = _Arguments(buffer, None, dtype, count, "recv")
         _call("recv", self.handle, call.recv.address, call.count, call.dtype, peer, _stream(stream))
         self._keep(call)
+
+    def sendrecv(self, send, to, recv, from_, *, dtype=None, send_count=None, recv_count=None, stream=None):
+        """Sends to one rank and receives from another, both at once."""
+        call = _Arguments(send, recv, dtype, send_count, "send")
+        room = call.recv.count if recv_count is None else recv_count
+        if room is None:
+            raise ValueError("an address has no length: give recv_count")
+        call.holds("recv", room)
+        _call("sendrecv", self.handle, call.send.address, call.count, to, call.recv.address, room, from_, call.dtype,
+              _stream(stream))
+        self._keep(call)
+
+    def all_gather_v(self, send, recv, counts, displs=None, *, dtype=None, stream=None):
+        """Gathers every rank's elements, counts[r] of rank r at displs[r]; without displs one after the other."""
+        call = _Arguments(send, recv, dtype, counts[self.rank], "send")
+        self._run("all_gather_v", call, self._parts(counts), self._parts(displs), call.dtype, _stream(stream))
+
+    def reduce_scatter_v(self, send, recv, counts, displs=None, op=Op.SUM, *, dtype=None, stream=None):
+        """Reduces over all ranks and leaves each with its part: counts[r] elements at displs[r] of send."""
+        call = _Arguments(send, recv, dtype, counts[self.rank], "recv")
+        self._run("reduce_scatter_v", call, self._parts(counts), self._parts(displs), call.dtype, _op(op), _stream(stream))
+
+    def all_to_all_v(self, send, send_counts, recv, recv_counts, send_displs=None, recv_displs=None, *, dtype=None,
+                     stream=None):
+        """Sends every rank its elements and receives from every rank, as many as it sends."""
+        call = _Arguments(send, recv, dtype, 0, "send")
+        _call("all_to_all_v", self.handle, call.send.address, self._parts(send_counts), self._parts(send_displs),
+              call.recv.address, self._parts(recv_counts), self._parts(recv_displs), call.dtype, _stream(stream))
+        self._keep(call)
+
+    def _parts(self, numbers):
+        """One number for every rank; None stays None."""
+        if numbers is None:
+            return None
+        if len(numbers) != self.size:
+            raise ValueError(f"{len(numbers)} counts or displacements for {self.size} ranks")
+        return (c_size_t * self.size)(*numbers)
 
     def _run(self, name, call, *rest):
         _call(name, self.handle, call.send.address, call.recv.address, *rest)
@@ -641,8 +681,12 @@ class Group:
                     flags=flags, stream=_stream(stream), timeout_ms=timeout_ms)
         held = None
         if collective is not Collective.BARRIER:
-            counted = "recv" if collective in (Collective.REDUCE_SCATTER, Collective.SCATTER) else "send"
-            held = _Arguments(send, recv, dtype, count, counted)
+            if collective is Collective.SEND:
+                recv = 0
+            elif collective is Collective.RECV:
+                send = 0
+            receives = (Collective.REDUCE_SCATTER, Collective.SCATTER, Collective.RECV)
+            held = _Arguments(send, recv, dtype, count, "recv" if collective in receives else "send")
             raw.send, raw.recv = held.send.address, held.recv.address
             raw.send_count, raw.dtype = held.count, held.dtype
         return Request(_out("start", self.handle, byref(raw)), held)
@@ -758,6 +802,11 @@ class Request:
     def wait(self, timeout_ms=NEVER):
         """Waits until the call is done; False if timeout_ms ended first, and then nothing has failed."""
         return self._done(_functions["request_wait"](self._handle, timeout_ms))
+
+    def received(self):
+        """How many elements a receive that is done has got; None while it is not."""
+        count = c_size_t()
+        return count.value if self._done(_functions["request_received"](self._handle, byref(count))) else None
 
     @staticmethod
     def _done(status):

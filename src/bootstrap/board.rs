@@ -200,6 +200,13 @@ impl Board {
         }
     }
 
+    /// Wakes `rank` if it sleeps. Whatever it should see has been published before.
+    #[inline]
+    pub fn ring(&self, rank: u32) {
+        Bell::before_ringing(self.fences);
+        self.bell(rank).ring();
+    }
+
     /// See [`Bell::doze`].
     pub fn doze(&self, rank: u32) -> Doze<'_> {
         self.bell(rank).doze(self.fences)

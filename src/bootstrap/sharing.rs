@@ -16,8 +16,21 @@ pub async fn share(
     bytes: usize,
     deadline: Option<Instant>,
 ) -> Result<Result<Arc<Mapping>>> {
+    let shared = share_some(members, label, bytes, bytes, deadline).await?;
+    Ok(shared.map(|(mapping, _)| mapping))
+}
+
+/// [`share`], but of its part each rank commits only the beginning now, `committed` bytes of it; the rest it has to commit
+/// through the descriptor before it writes there.
+pub async fn share_some(
+    members: &Arc<Members>,
+    label: &str,
+    bytes: usize,
+    committed: usize,
+    deadline: Option<Instant>,
+) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
     let mut session = members.session(deadline, format!("{label} of group {:?}", members.name()));
-    match share_in(&mut session, members, label, bytes).await {
+    match share_in(&mut session, members, label, bytes, committed).await {
         Ok(mapped) => session.finish().await.map(|()| mapped),
         Err(error) => {
             session.give_up(&error);
@@ -26,7 +39,13 @@ pub async fn share(
     }
 }
 
-async fn share_in(session: &mut Session, members: &Members, label: &str, bytes: usize) -> Result<Result<Arc<Mapping>>> {
+async fn share_in(
+    session: &mut Session,
+    members: &Members,
+    label: &str,
+    bytes: usize,
+    committed: usize,
+) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
     let whole = bytes.checked_mul(members.size() as usize).filter(|whole| *whole <= isize::MAX as usize);
     let made: Result<Option<OwnedFd>> = match (members.rank(), whole) {
         (_, None) => Err(Error::OutOfMemory(format!("{bytes} bytes for each of {} ranks", members.size()))),
@@ -59,7 +78,10 @@ async fn share_in(session: &mut Session, members: &Members, label: &str, bytes: 
     }
     let passed = descriptor.or_else(|| said.first().and_then(|message| message.descriptors.first()));
     Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| {
-        Mapping::commit(fd, members.rank() as usize * bytes, bytes)?;
-        Mapping::open(fd, bytes * members.size() as usize)
+        if committed > 0 {
+            Mapping::commit(fd, members.rank() as usize * bytes, committed)?;
+        }
+        let kept = fd.try_clone().map_err(|error| Error::Unsupported(format!("cannot keep shared memory: {error}")))?;
+        Ok((Mapping::open(fd, bytes * members.size() as usize)?, kept))
     }))
 }

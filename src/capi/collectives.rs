@@ -7,7 +7,7 @@ use std::ffi::{c_char, c_void};
 use super::{
     group::GROUPS,
     guard::{guard, guard_batched},
-    parse::{Arguments, Out, descriptor, not_served, query_flags, write_text},
+    parse::{Arguments, Out, PartArrays, check_apart, descriptor, query_flags, write_text},
     types::*,
 };
 use crate::{
@@ -270,10 +270,18 @@ pub unsafe extern "C" fn tutti_barrier(group: *mut tutti_group_t, stream: *mut c
     run("tutti_barrier", group, Arguments { stream, ..Arguments::of(Barrier) })
 }
 
-/// Sends `count` elements at `buffer` to rank `peer` of the group, which must receive as many of the same dtype.
-/// Sends to one peer arrive in order.
+/// Sends `count` elements at `buffer` to rank `peer` of the group.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// A message meets a receive of the same peer, direction and tag, in the order in which each side posted them; the tag
+/// is 0 here, and anything from 0 on in tutti_start. Messages go beside the collectives of the group: they take no turn
+/// among them, and an unfinished one holds up none of them.
+///
+/// The receive must name the same dtype and have room for all elements. If not, it ends with TUTTI_MISMATCH, and so does
+/// the send if it still waits; both sentences name both sizes, nothing is written, that message is lost, and the group
+/// lives on. The call returns when the buffer may be used again: a small message may be on its way then, a large one has
+/// been asked for. peer may be this rank, whose receive must then have been started before, or stand in the same batch.
+///
+/// Stream, batches, threads and deadlines: see "Collective calls". Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_send(
@@ -284,13 +292,15 @@ pub unsafe extern "C" fn tutti_send(
     peer: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (buffer, count, dtype, peer, stream);
-    refuse("tutti_send", group, Send)
+    letter("tutti_send", group, Arguments { send: buffer, count, dtype, root: peer, stream, ..Arguments::of(Send) })
 }
 
-/// Receives `count` elements at `buffer` from rank `peer` of the group, which must send as many of the same dtype.
+/// Receives up to `count` elements at `buffer` from rank `peer` of the group.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// A shorter message leaves the rest of the buffer as it is; tutti_request_received says how many elements came. What
+/// else there is to say is at tutti_send.
+///
+/// Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_recv(
@@ -301,14 +311,13 @@ pub unsafe extern "C" fn tutti_recv(
     peer: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (buffer, count, dtype, peer, stream);
-    refuse("tutti_recv", group, Recv)
+    letter("tutti_recv", group, Arguments { recv: buffer, count, dtype, root: peer, stream, ..Arguments::of(Recv) })
 }
 
-/// Sends `send_count` elements to rank `to` and receives `recv_count` elements from rank `from`, both at once.
-/// The buffers may not overlap.
+/// Sends `send_count` elements to rank `to` and receives up to `recv_count` elements from rank `from`, both at once, so
+/// that ranks in a ring, or two that send each other, never wait for each other's turn. The buffers may not overlap.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// It meets tutti_send and tutti_recv of other ranks like these. Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_sendrecv(
@@ -322,16 +331,25 @@ pub unsafe extern "C" fn tutti_sendrecv(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (send, send_count, to, recv, recv_count, from, dtype, stream);
-    refuse("tutti_sendrecv", group, Send)
+    let receive = Arguments { recv, count: recv_count, dtype, root: from, stream, ..Arguments::of(Recv) };
+    let send = Arguments { send, count: send_count, dtype, root: to, stream, ..Arguments::of(Send) };
+    guard_batched("tutti_sendrecv", || {
+        let group = GROUPS.pin(group)?;
+        let (receive, send) = (receive.parse_letter(group.size())?, send.parse_letter(group.size())?);
+        check_apart(&send, &receive)?;
+        group.exchange(&[receive, send], Timeout::Default).map(drop)
+    })
 }
 
 /// Gathers every rank's elements on every rank; ranks may have different counts.
 ///
-/// send: counts[rank] elements. recv: rank r's counts[r] elements begin at displs[r]. counts: one for every rank,
-/// equal on all ranks. displs: in elements; NULL: one rank's elements directly after the other's.
+/// send: counts[rank] elements. recv: rank r's counts[r] elements begin at displs[r]. counts: one for every rank, equal on
+/// all ranks; ranks whose counts differ get TUTTI_MISMATCH. displs: in elements, each rank's own affair; NULL: one rank's
+/// elements directly after the other's. Parts of recv may not overlap. In place: send is this rank's part of recv. The
+/// arrays are read before the function returns. In tutti_start the two are recv_counts and recv_displs. Stream, order,
+/// batches and threads: see "Collective calls".
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_all_gather_v(
@@ -343,16 +361,17 @@ pub unsafe extern "C" fn tutti_all_gather_v(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (send, recv, counts, displs, dtype, stream);
-    refuse("tutti_all_gather_v", group, AllGatherV)
+    let parts = PartArrays { recv_counts: counts, recv_displs: displs, ..PartArrays::NONE };
+    uneven("tutti_all_gather_v", group, Arguments { send, recv, dtype, stream, parts, ..Arguments::of(AllGatherV) })
 }
 
 /// Reduces over all ranks and leaves each rank with its part of the result; parts may differ in size.
 ///
 /// send: rank r's counts[r] elements begin at displs[r]. recv: counts[rank] elements. counts and displs: as in
-/// tutti_all_gather_v.
+/// tutti_all_gather_v. In place: recv is this rank's part of send; the rest of send is then unspecified. In tutti_start
+/// the two are recv_counts and send_displs.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_reduce_scatter_v(
@@ -365,16 +384,20 @@ pub unsafe extern "C" fn tutti_reduce_scatter_v(
     op: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (send, recv, counts, displs, dtype, op, stream);
-    refuse("tutti_reduce_scatter_v", group, ReduceScatterV)
+    let parts = PartArrays { recv_counts: counts, send_displs: displs, ..PartArrays::NONE };
+    let arguments = Arguments { send, recv, dtype, op, stream, parts, ..Arguments::of(ReduceScatterV) };
+    uneven("tutti_reduce_scatter_v", group, arguments)
 }
 
 /// Sends every rank its elements and receives from every rank; any counts.
 ///
 /// send: send_counts[r] elements for rank r begin at send_displs[r]. recv: recv_counts[r] elements from rank r begin at
-/// recv_displs[r], as many as r sends here. Displacements are in elements; NULL: one after the other.
+/// recv_displs[r], as many as r sends here: where a rank sends another number than the receiver expects, all ranks get
+/// TUTTI_MISMATCH, which names both, and nothing is written. Displacements are in elements; NULL: one after the other.
+/// Parts of recv may not overlap each other or send; there is no in-place form. The arrays are read before the function
+/// returns. Stream, order, batches and threads: see "Collective calls".
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_all_to_all_v(
@@ -388,8 +411,8 @@ pub unsafe extern "C" fn tutti_all_to_all_v(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (send, send_counts, send_displs, recv, recv_counts, recv_displs, dtype, stream);
-    refuse("tutti_all_to_all_v", group, AllToAllV)
+    let parts = PartArrays { send_counts, send_displs, recv_counts, recv_displs };
+    uneven("tutti_all_to_all_v", group, Arguments { send, recv, dtype, stream, parts, ..Arguments::of(AllToAllV) })
 }
 
 /// Writes which communicator serves such a call on this group, and why the others do not.
@@ -438,10 +461,19 @@ fn run(name: &'static str, group: *const tutti_group, arguments: Arguments) -> t
     })
 }
 
-/// What every function does that is not served yet.
-fn refuse(name: &'static str, group: *const tutti_group, collective: Collective) -> tutti_status_t {
+/// What the functions of one side of a message do.
+fn letter(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
     guard_batched(name, || {
-        GROUPS.pin(group)?;
-        Err(not_served(collective))
+        let group = GROUPS.pin(group)?;
+        group.exchange(&[arguments.parse_letter(group.size())?], Timeout::Default).map(drop)
+    })
+}
+
+/// What the functions of v-forms do.
+fn uneven(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
+    guard_batched(name, || {
+        let group = GROUPS.pin(group)?;
+        // SAFETY: the C caller promises arrays that are NULL or have a number for every rank.
+        group.run_uneven(unsafe { arguments.parse_uneven(group.rank(), group.size()) }?, Timeout::Default)
     })
 }

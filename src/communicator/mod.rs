@@ -4,16 +4,21 @@
 //! * [`Communicator`] — start a call, poll it, rest until something may have changed;
 //! * [`Capabilities`] — what a communicator claims, and the conformance suite then asks for;
 //! * [`Call`], [`Descriptor`], [`Pattern`] — a parsed call, what all ranks share of it, and what it means;
+//! * [`Letter`], [`post`] — messages from one rank to another, beside the calls;
 //! * [`Meeting`] — how every call begins: all ranks show each other what they call;
 //! * [`exchange`] — the plain algorithm of every collective, over any way to show a chunk to the others;
+//! * [`Uneven`], [`Parts`] — the v-forms: a parsed call, and their plain algorithm over the lanes of the exchange;
 //! * [`reduce`] — the arithmetic, the same bits in every communicator.
 
 mod call;
 mod capabilities;
 pub mod exchange;
+pub mod letter;
 mod meeting;
 mod pattern;
+pub mod post;
 pub mod reduce;
+mod uneven;
 
 use std::{
     future::Future,
@@ -24,8 +29,10 @@ use std::{
 
 pub use call::{Call, Descriptor};
 pub use capabilities::{Capabilities, Capture, Placement};
+pub use letter::Letter;
 pub use meeting::Meeting;
 pub use pattern::{Action, Pattern, Ranks};
+pub use uneven::{Part, Parts, Uneven};
 
 use crate::{bootstrap::Members, dtype::Collective, error::Result};
 
@@ -50,15 +57,26 @@ pub trait Communicator: Send {
     /// [`Algorithm::serves`] refuses never arrives.
     fn start(&mut self, call: &Call, sequence: u64, way: Way) -> Result<Progress>;
 
+    /// Starts a v-form as the group's `sequence`-th call.
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        Err(crate::error::Error::Internal(format!("{} #{sequence} is served by nothing", call.descriptor)))
+    }
+
     /// Goes on with the started call as far as it can without waiting.
     fn poll(&mut self) -> Result<Progress>;
 
-    /// Sleeps until something may have changed for the started call, but no longer than `at_most`.
+    /// Sleeps until something may have changed for the started call, or for a letter of this communicator's post, but
+    /// no longer than `at_most`.
     fn rest(&mut self, at_most: Duration);
 
     /// Whether the started call cannot end before `rank` does something: such a rank is named when the deadline
     /// passes, and its death fails the call.
     fn awaits(&mut self, rank: u32) -> bool;
+
+    /// How this communicator carries letters, beside calls; `None` if it carries none.
+    fn post(&mut self) -> Option<&mut dyn post::Post> {
+        None
+    }
 }
 
 /// A future that the waiting loops of this crate poll; none needs a waker.
@@ -92,21 +110,45 @@ pub struct Algorithm {
     pub name: &'static str,
     /// The largest contribution that it can carry, in bytes.
     pub most: u64,
-    /// The collective that it serves; `None`: all.
+    /// What it carries.
+    pub carries: Carries,
+    /// The collective that it serves; `None`: all of those.
     pub only: Option<Collective>,
     /// Whether it needs all ranks' buffers to be registered.
     pub registered: bool,
 }
 
 impl Algorithm {
-    /// An algorithm for all collectives, up to `most` bytes.
+    /// An algorithm for all even calls, up to `most` bytes.
     pub const fn new(name: &'static str, most: u64) -> Self {
-        Algorithm { name, most, only: None, registered: false }
+        Algorithm { name, most, carries: Carries::Calls, only: None, registered: false }
     }
 
     /// Whether it can serve contributions of `bytes`.
     pub fn serves(&self, collective: Collective, bytes: u64) -> bool {
-        bytes <= self.most && self.only.is_none_or(|only| only == collective)
+        bytes <= self.most && self.carries == Carries::of(collective) && self.only.is_none_or(|only| only == collective)
+    }
+}
+
+/// What an algorithm carries: these travel in ways of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// Calls whose parts are of one size.
+    Calls,
+    /// V-forms.
+    Parts,
+    /// Sends and receives.
+    Letters,
+}
+
+impl Carries {
+    /// What a collective is.
+    pub const fn of(collective: Collective) -> Self {
+        match collective {
+            Collective::Send | Collective::Recv => Carries::Letters,
+            Collective::AllGatherV | Collective::ReduceScatterV | Collective::AllToAllV => Carries::Parts,
+            _ => Carries::Calls,
+        }
     }
 }
 

@@ -16,11 +16,11 @@ use std::{
 
 use super::{
     Group,
-    core::{Core, Ticket},
+    core::{Core, SHORT_NAP, Ticket},
 };
 use crate::{
     bootstrap::{Members, control},
-    communicator::Progress,
+    communicator::{Progress, post::Delivery},
     config::Timeout,
     error::Result,
     sync::spin_loop,
@@ -38,8 +38,6 @@ const YIELDS: u32 = 50;
 const YIELDING: Duration = Duration::from_millis(2);
 /// Turns of a waiting loop between two looks at the clock while things move.
 const DEADLINE_TURNS: u64 = 64;
-/// How long a thread that drives several groups sleeps: no single bell wakes it for all of them.
-const SHORT_NAP: Duration = Duration::from_micros(100);
 
 thread_local! {
     /// Groups in which this thread has started operations that may not be over. The operations' requests keep them.
@@ -94,10 +92,21 @@ impl Patience {
 
 /// Waits for the blocking call that was begun in the core of `group`.
 pub(super) fn for_call(group: &Arc<Group>, core: &mut Core) -> Result<()> {
+    until(group, core, Core::poll_call)
+}
+
+/// Waits for the letters of the blocking call in the core of `group`.
+pub(super) fn for_letters(group: &Arc<Group>, core: &mut Core) -> Delivery {
+    until(group, core, Core::poll_exchange)
+}
+
+/// Waits for what `poll` says the outcome of.
+#[inline]
+fn until<T>(group: &Arc<Group>, core: &mut Core, poll: impl Fn(&mut Core, bool) -> Result<T, Progress>) -> T {
     let mut patience = Patience::new(&group.members);
     let mut look = false;
     loop {
-        match core.poll_call(look) {
+        match poll(core, look) {
             Ok(outcome) => return outcome,
             Err(Progress::Moved) => patience.renew(),
             Err(_) => {}
@@ -125,7 +134,10 @@ pub(super) fn for_tickets(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeou
 
 fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Instant>) -> Option<Result<()>> {
     let Some((first, _)) = tickets.first() else { return Some(Ok(())) };
-    let is_ours = |other: &Group| tickets.iter().any(|(group, _)| std::ptr::eq(&**group, other));
+    // A group whose tickets are over may still have letters under way, which nobody else here looks after.
+    let is_ours = |other: &Group| {
+        tickets.iter().any(|(group, ticket)| std::ptr::eq(&**group, other) && ticket.outcome().is_none())
+    };
     let mut patience = Patience::new(&first.members);
     let mut look = false;
     let mut turn = 0_u64;
@@ -136,8 +148,11 @@ fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Ins
         let mut waiting = None;
         let mut several = false;
         let mut sleeps = false;
+        // The tickets of a batch mostly come in a row of one group, which is polled once.
+        let mut polled = std::ptr::null();
         for (group, ticket) in tickets {
             if ticket.outcome().is_none()
+                && !std::ptr::eq(std::mem::replace(&mut polled, Arc::as_ptr(group)), Arc::as_ptr(group))
                 && let Some(mut core) = group.core.poll()
             {
                 moved |= core.advance(look);

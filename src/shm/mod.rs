@@ -4,6 +4,7 @@
 //! * [`small`] — calls whose data travel with the header;
 //! * [`two_shot`] — large all_reduces of many ranks; [`pull`] — calls on registered memory;
 //! * [`hand_over`] — how bytes are put where another core reads them;
+//! * [`post`] — messages from rank to rank;
 //! * this page — the table of algorithms, and how the communicator is made.
 //!
 //! | algorithm | contribution | how |
@@ -18,6 +19,7 @@
 mod hand_over;
 #[cfg(all(test, loom))]
 mod model;
+mod post;
 mod pull;
 mod segment;
 mod small;
@@ -32,26 +34,33 @@ use small::{Carrier, LINE_BYTES, LINES_BYTES, SLOT_BYTES, Scratch, Small};
 use two_shot::TwoShot;
 
 use crate::{
-    bootstrap::{Members, mapping::Mapping, sharing::share},
-    communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Row, Task,
-        Way,
-        exchange::{Exchange, Lanes},
+    bootstrap::{
+        Members,
+        mapping::Mapping,
+        sharing::{share, share_some},
     },
-    dtype::{Collective, OPS, REDUCIBLE},
+    communicator::{
+        Algorithm, Call, Capabilities, Carries, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider,
+        Ranks, Row, Task, Uneven, Way,
+        exchange::{Exchange, Lanes},
+        post::Post,
+    },
+    dtype::{COLLECTIVES, Collective, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
 /// The entry in the dispatcher's list.
 pub struct Shm;
 
-const ALGORITHMS: [Algorithm; 6] = [
+const ALGORITHMS: [Algorithm; 8] = [
     Algorithm::new("line", LINE_BYTES as u64),
     Algorithm::new("lines", LINES_BYTES as u64),
     Algorithm::new("slot", SLOT_BYTES as u64),
     Algorithm::new("pipelined", u64::MAX),
     Algorithm { only: Some(Collective::AllReduce), ..Algorithm::new("two_shot", u64::MAX) },
     Algorithm { registered: true, ..Algorithm::new("pull", u64::MAX) },
+    Algorithm { carries: Carries::Parts, ..Algorithm::new("parts", u64::MAX) },
+    Algorithm { carries: Carries::Letters, ..Algorithm::new("post", u64::MAX) },
 ];
 /// Their numbers.
 const LINE: u8 = 0;
@@ -60,6 +69,8 @@ const SLOT: u8 = 2;
 const PIPELINED: u8 = 3;
 const TWO_SHOT: u8 = 4;
 const PULL: u8 = 5;
+const PARTS: u8 = 6;
+const POST: u8 = 7;
 
 /// From this contribution on three and more ranks reduce in two shots, and registered memory is pulled from.
 const TWO_SHOT_FROM: u64 = 32 * 1024;
@@ -75,6 +86,11 @@ impl Provider for Shm {
     }
 
     fn rows(&self, members: &Members, collective: Collective) -> Vec<Row> {
+        match Carries::of(collective) {
+            Carries::Calls => {}
+            Carries::Parts => return vec![Row { up_to: u64::MAX, way: Way::of(PARTS) }],
+            Carries::Letters => return vec![Row { up_to: u64::MAX, way: Way::of(POST) }],
+        }
         let lines = Store::detect().lines_up_to(LINES_BYTES) as u64;
         let large = match collective {
             // Two hand-overs instead of one cost more than the work they spare where each is a change of threads
@@ -100,7 +116,7 @@ impl Provider for Shm {
         if let Some(why) = members.unshared() {
             return Err(format!("no memory could be shared: {why}"));
         }
-        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        let mut capabilities = Capabilities::new(&COLLECTIVES, &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;
         capabilities.rank_order = true;
         capabilities.detects_mismatch = true;
@@ -112,8 +128,12 @@ impl Provider for Shm {
     fn create(&self, members: Arc<Members>, deadline: Option<std::time::Instant>) -> Task<Box<dyn Communicator>> {
         Box::pin(async move {
             // Whether all ranks managed to map it is the dispatcher's next question.
-            let mapping = share(&members, "tutti-shm", Segment::PART, deadline).await??;
-            Ok(Box::new(Communication::new(members, mapping)) as Box<dyn Communicator>)
+            let segment = share(&members, "tutti-shm", Segment::PART, deadline).await?;
+            let size = members.size();
+            let post = share_some(&members, "tutti-post", post::part(size), post::committed(size), deadline).await?;
+            let ((post, fd), segment) = (post?, segment?);
+            let wire = post::Memory::new(members.clone(), post, Some(fd));
+            Ok(Box::new(Communication::new(members, segment, wire)) as Box<dyn Communicator>)
         })
     }
 }
@@ -123,6 +143,7 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Segment>,
+    letters: post::Letters,
     going: Going,
     scratch: Scratch,
     room: Room,
@@ -134,6 +155,7 @@ struct Communication {
 enum Going {
     Small(Small),
     Exchange,
+    Parts(Parts),
     TwoShot(TwoShot),
     /// How it goes on is decided when all headers were seen: this rank's buffers are registered.
     Undecided(Undecided),
@@ -148,11 +170,12 @@ struct Undecided {
 }
 
 impl Communication {
-    fn new(members: Arc<Members>, mapping: Arc<Mapping>) -> Self {
+    fn new(members: Arc<Members>, mapping: Arc<Mapping>, wire: post::Memory) -> Self {
         let segment = Segment::new(members.clone(), mapping);
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),
+            letters: post::Letters::new(members.clone(), wire),
             going: Going::Exchange,
             scratch: Scratch::new(members.size()),
             room: Room::new(members.size()),
@@ -169,6 +192,7 @@ impl Communication {
                     return small.poll(&self.members, &self.exchange.lanes, &mut self.meeting, &mut self.scratch);
                 }
                 Going::Exchange => return self.exchange.poll(&mut self.meeting),
+                Going::Parts(parts) => return parts.poll(&mut self.exchange, &mut self.meeting),
                 Going::TwoShot(two_shot) => {
                     return two_shot.poll(&mut self.exchange.lanes, &mut self.meeting, &mut self.scratch.sources);
                 }
@@ -240,6 +264,14 @@ impl Communicator for Communication {
         self.advance()
     }
 
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        self.outcome = None;
+        // SAFETY: as above; there is no payload.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.going = Going::Parts(Parts::new(self.members.clone(), call, sequence));
+        self.advance()
+    }
+
     fn poll(&mut self) -> Result<Progress> {
         match self.outcome.take() {
             Some(outcome) => outcome,
@@ -252,20 +284,25 @@ impl Communicator for Communication {
         let doze = members.doze();
         // The look between "I am about to sleep" and sleeping, which makes a lost wake-up impossible.
         match self.advance() {
-            Ok(Progress::Pending) if members.check().is_ok() => doze.sleep(at_most),
+            Ok(Progress::Pending) if self.letters.is_still() && members.check().is_ok() => doze.sleep(at_most),
             outcome => self.outcome = Some(outcome),
         }
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
         self.meeting.awaits(rank)
-            || match &self.going {
+            || match &mut self.going {
                 Going::Small(small) => small.awaits(&self.exchange.lanes, rank),
                 Going::Exchange => self.exchange.awaits(rank),
+                Going::Parts(parts) => parts.awaits(&mut self.exchange, rank),
                 Going::TwoShot(two_shot) => two_shot.awaits(&self.exchange.lanes, rank),
                 Going::Pull(pull) => pull.awaits(&self.exchange.lanes, rank),
                 Going::Undecided(_) => false,
             }
+    }
+
+    fn post(&mut self) -> Option<&mut dyn Post> {
+        Some(&mut self.letters)
     }
 }
 

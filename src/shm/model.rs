@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Communication, LINE, LINES, PULL, SLOT, Segment, TWO_SHOT, two_shot::TwoShot};
+use super::{Communication, LINE, LINES, PULL, SLOT, Segment, TWO_SHOT, post, two_shot::TwoShot};
 use crate::{
     bootstrap::{
         Members,
@@ -102,7 +102,12 @@ fn model_three_ranks_meet_as_two_do() {
 
 fn communications(size: u32) -> Vec<(Arc<Members>, Communication)> {
     let mapping = Segment::for_model(size);
-    let one = |members: Arc<Members>| (members.clone(), Communication::new(members, mapping.clone()));
+    // These models send no letters, so nothing of it is touched.
+    let post = Mapping::private(size as usize * post::part(size)).unwrap();
+    let one = |members: Arc<Members>| {
+        let wire = post::Memory::new(members.clone(), post.clone(), None);
+        (members.clone(), Communication::new(members, mapping.clone(), wire))
+    };
     members(size).into_iter().map(one).collect()
 }
 

@@ -7,6 +7,8 @@
 //! peer that has not yet entered the call holds a few chunks in its mailbox and never more, and one that has what
 //! it wants is never waited for.
 
+mod post;
+
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -19,11 +21,12 @@ use crate::{
         control::{Kind, Verdict},
     },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Row, Task,
-        Way,
+        Algorithm, Call, Capabilities, Carries, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider,
+        Ranks, Row, Task, Uneven, Way,
         exchange::{Exchange, Lanes, protocol_error},
+        post::Post,
     },
-    dtype::{Collective, OPS, REDUCIBLE},
+    dtype::{COLLECTIVES, Collective, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
@@ -37,7 +40,11 @@ const FINISHED: u64 = 1 << 63;
 /// The entry in the dispatcher's list.
 pub struct Sockets;
 
-const ALGORITHMS: [Algorithm; 1] = [Algorithm::new("exchange", u64::MAX)];
+const ALGORITHMS: [Algorithm; 3] = [
+    Algorithm::new("exchange", u64::MAX),
+    Algorithm { carries: Carries::Parts, ..Algorithm::new("parts", u64::MAX) },
+    Algorithm { carries: Carries::Letters, ..Algorithm::new("post", u64::MAX) },
+];
 
 impl Provider for Sockets {
     fn name(&self) -> &'static str {
@@ -48,12 +55,17 @@ impl Provider for Sockets {
         &ALGORITHMS
     }
 
-    fn rows(&self, _: &Members, _: Collective) -> Vec<Row> {
-        vec![Row { up_to: u64::MAX, way: Way::of(0) }]
+    fn rows(&self, _: &Members, collective: Collective) -> Vec<Row> {
+        let algorithm = match Carries::of(collective) {
+            Carries::Calls => 0,
+            Carries::Parts => 1,
+            Carries::Letters => 2,
+        };
+        vec![Row { up_to: u64::MAX, way: Way::of(algorithm) }]
     }
 
     fn probe(&self, _: &Members) -> Result<Capabilities, String> {
-        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        let mut capabilities = Capabilities::new(&COLLECTIVES, &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;
         capabilities.rank_order = true;
         capabilities.detects_mismatch = true;
@@ -72,6 +84,9 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Messages>,
+    /// The v-form that is going on.
+    parts: Option<Parts>,
+    letters: post::Letters,
 }
 
 impl Communication {
@@ -85,6 +100,8 @@ impl Communication {
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), lanes),
+            parts: None,
+            letters: post::Letters::new(members.clone()),
             members,
         }
     }
@@ -97,11 +114,22 @@ impl Communicator for Communication {
         // SAFETY: the group calls this once per sequence, in order; there is no payload.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
         self.exchange.begin(call, pattern);
+        self.parts = None;
+        self.poll()
+    }
+
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        // SAFETY: as above.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.parts = Some(Parts::new(self.members.clone(), call, sequence));
         self.poll()
     }
 
     fn poll(&mut self) -> Result<Progress> {
-        self.exchange.poll(&mut self.meeting)
+        match &mut self.parts {
+            Some(parts) => parts.poll(&mut self.exchange, &mut self.meeting),
+            None => self.exchange.poll(&mut self.meeting),
+        }
     }
 
     fn rest(&mut self, at_most: Duration) {
@@ -110,7 +138,15 @@ impl Communicator for Communication {
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
-        self.meeting.awaits(rank) || self.exchange.awaits(rank)
+        let moving = match &mut self.parts {
+            Some(parts) => parts.awaits(&mut self.exchange, rank),
+            None => self.exchange.awaits(rank),
+        };
+        moving || self.meeting.awaits(rank)
+    }
+
+    fn post(&mut self) -> Option<&mut dyn Post> {
+        Some(&mut self.letters)
     }
 }
 

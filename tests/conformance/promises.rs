@@ -31,7 +31,7 @@ const MOVEMENT_ONLY: [DType; 3] = [DType::Bool, DType::Int16, DType::Bytes];
 const EDGES: [usize; 10] = [56, 112, 512, 2072, 4096, 16 * 1024, 32 * 1024, 64 * 1024, 128 * 1024, 5 * 32 * 1024];
 
 /// Contributions that are hard on a reduction: any bits at all, and every so often a value with a name.
-fn contribution(dtype: DType, count: usize, seed: u64, rank: u32) -> Vec<u8> {
+pub(crate) fn contribution(dtype: DType, count: usize, seed: u64, rank: u32) -> Vec<u8> {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9) ^ u64::from(rank + 1) << 40 | 1);
     let mut bytes = Vec::with_capacity(count * dtype.size());
     for i in 0..count {
