@@ -160,7 +160,8 @@ pub(crate) fn every_algorithm_is_right_as_far_as_it_reaches(communicator: &str) 
     // V-forms and messages have ways and promises of their own.
     for algorithm in algorithms.iter().filter(|algorithm| algorithm.carries == Carries::Calls) {
         // What needs registered memory takes the place of something that takes any memory and size.
-        let any = algorithms.iter().find(|other| other.most == u64::MAX && other.only.is_none()).unwrap();
+        let any = algorithms.iter().find(|other| other.most == u64::MAX && other.only.is_none() && !other.registered);
+        let any = any.unwrap();
         let row = match algorithm.registered {
             true => format!("* * {communicator}/{}+{}", any.name, algorithm.name),
             false => format!("* * {communicator}/{}", algorithm.name),
