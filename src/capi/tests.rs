@@ -340,9 +340,9 @@ fn one_thread_drives_all_ranks_in_a_batch() {
     let world = World::new(3);
     let mut sums = [[0.0f32; 2]; 3];
     let mut halves = [ptr::dangling_mut(); 3];
+    let sends: [[f32; 2]; 3] = std::array::from_fn(|rank| [rank as f32; 2]);
     ok(tutti_batch_begin());
-    for (rank, sum) in sums.iter_mut().enumerate() {
-        let send = [rank as f32; 2].to_vec().leak();
+    for (rank, (send, sum)) in sends.iter().zip(&mut sums).enumerate() {
         ok(all_reduce(world.handle(rank), send, sum));
         let color = if rank == 1 { -1 } else { 5 };
         // SAFETY: the handles are written at the end of the batch, within this function.
