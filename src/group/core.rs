@@ -134,7 +134,7 @@ impl Core {
             sequence: 0,
             active: None,
             queue: VecDeque::new(),
-            letters: Letters::default(),
+            letters: Letters::new(),
             looked: None,
         }
     }
