@@ -9,6 +9,12 @@
  * A function never exits, aborts, prints, throws or unwinds. In a process forked from one that had made a world
  * everything returns TUTTI_INVALID_USAGE: start processes by spawning them.
  *
+ * Lost peers. That a rank's process has ended is noticed by whoever waits for it in a call, typically within a
+ * millisecond and always within a second, and by whoever asks tutti_group_alive. tutti_group_check looks at the peers
+ * itself only while started work is unfinished; else it reports what some rank has found before. A world of CPU ranks on
+ * one host runs no thread of the library's own, so while nobody calls, waits or asks, nothing is noticed. A world over
+ * several hosts runs one thread per process, which hears what other hosts report.
+ *
  * Handles. Groups, requests, dicts, layouts, queues and capture sessions are opaque; never look behind the pointer. They may be used from any
  * thread. Destroying one twice succeeds; any other use of a destroyed handle, NULL, or a handle of another kind is
  * TUTTI_INVALID_ARGUMENT, never a crash.
@@ -653,7 +659,8 @@ TUTTI_API tutti_status_t tutti_set_log_callback(tutti_log_fn callback, void *use
 ///
 /// options: how this rank finds the others; NULL: everything from the environment (the variables of torchrun,
 /// Open MPI, MPICH and Slurm). Collective: returns when every rank has called it, or fails on every rank that has.
-/// Several threads of one process may each call it, with the rank of each and one unique id in the options.
+/// Several threads of one process may each call it, with the rank of each and one unique id in the options. While it
+/// waits, it goes on with the requests that this thread has started.
 ///
 /// *world gets a handle that the caller must destroy with tutti_group_destroy; NULL on failure. Thread-safe.
 ///
@@ -685,7 +692,10 @@ tutti_status_t tutti_world_create_local(int32_t size,
 /// Makes the id of a new world, which one rank makes and hands to all others by any means.
 ///
 /// The process that makes it must hold rank 0: it listens for the others. The id contains a secret: whoever has it
-/// may join. id: `capacity` bytes of the caller's, of which TUTTI_UNIQUE_ID_BYTES are written. needed: gets
+/// may join. An id makes one world. Until that is made, or the process ends, the id keeps one descriptor open, and with
+/// TUTTI_ADDR two: make no more of them than worlds.
+///
+/// id: `capacity` bytes of the caller's, of which TUTTI_UNIQUE_ID_BYTES are written. needed: gets
 /// TUTTI_UNIQUE_ID_BYTES, or NULL. With id NULL and capacity 0 only `needed` is written and no id is made.
 /// Thread-safe.
 ///
@@ -754,7 +764,8 @@ tutti_status_t tutti_group_name(const tutti_group_t *group,
                                 size_t *needed);
 
 /// The group's first failure, if it has failed: also of requests nobody waited for, of work queued on a stream,
-/// and of what other ranks reported. Never waits; any thread may call it at any time, during a call too.
+/// and of what other ranks reported. While no work is unfinished it does not look whether the peers' processes live
+/// (tutti_group_alive does). Never waits; any thread may call it at any time, during a call too.
 ///
 /// Returns TUTTI_SUCCESS while the group lives; otherwise the failure, the same on every rank of a host:
 /// TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED, TUTTI_MISMATCH, TUTTI_COMMUNICATOR_ERROR, TUTTI_SYSTEM_ERROR,
@@ -1562,17 +1573,27 @@ tutti_status_t tutti_queue_read(tutti_queue_t *queue,
 TUTTI_API
 tutti_status_t tutti_queue_destroy(tutti_queue_t *queue);
 
-/// Allocates memory on every rank that the group and its descendants reach without a copy: calls whose buffers all
-/// lie in such memory may carry TUTTI_CALL_REGISTERED. Collective, with equal `bytes` on all ranks. The memory
-/// outlives the group until tutti_mem_free.
+/// Allocates `bytes` on every rank that the group and its descendants read in place: large calls whose buffers all lie
+/// in memory of one such call are not copied on their way. Collective, with equal `bytes` on all ranks; may stand in a
+/// batch, whose end then writes *memory.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group; *memory gets NULL.
-TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_mem_alloc(tutti_group_t *group, size_t bytes, void **memory);
+/// bytes: any number; 0 gives memory too. *memory gets the address of this rank's part: zeroed, at a page of its own, for
+/// any offset and any number of buffers. It outlives the group until tutti_mem_free. Where ranks cannot share memory
+/// (several hosts) it is ordinary memory. No flag needs to be passed with calls; ranks find out in each.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE; TUTTI_MISMATCH (other bytes on another rank);
+/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves
+/// the group alive; *memory is NULL then.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_mem_alloc(tutti_group_t *group,
+                               size_t bytes,
+                               void **memory);
 
-/// Frees memory of tutti_mem_alloc. Local; any thread. Freeing NULL succeeds.
+/// Frees memory of tutti_mem_alloc. Local; any thread; no call may be using it. Freeing NULL succeeds.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc); TUTTI_INVALID_USAGE (forked
-/// process).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc, or freed already); TUTTI_INVALID_USAGE
+/// (forked process).
 TUTTI_API tutti_status_t tutti_mem_free(void *memory);
 
 /// Opens a capture session over some groups: collective calls on capturing streams that need it are noted until

@@ -17,7 +17,7 @@ use super::{
     core::Outcome,
     layout::{self, KINDS, Kind, Layout},
     queue::{DeliverQueue, Queue, QueueOptions},
-    registry,
+    registry, wait,
 };
 use crate::{
     bootstrap::{
@@ -25,7 +25,7 @@ use crate::{
         control::{self, Endpoint, Message},
         fork,
         members::{channel_of, make_board},
-        session::{SLICE, Session, block_on},
+        session::{SLICE, Session, block_on_while},
     },
     communicator::Task,
     config::{GroupOptions, Selection, Timeout, WorldOptions},
@@ -51,11 +51,16 @@ pub(super) fn world(options: WorldOptions) -> Result<Arc<Group>> {
     fork::watch();
     let (group, policy) = world_settings(&options)?;
     let deadline = group.timeout.deadline();
-    let mesh = bootstrap::join(&options)?;
+    let mesh = bootstrap::join_while(&options, go_on)?;
     let endpoint = Arc::new(Endpoint::new(mesh));
     open_first_channel(&endpoint);
     bootstrap::service::watch(&endpoint);
-    block_on(&endpoint, Box::pin(world_of(endpoint.clone(), group, policy, deadline)))
+    block_on_while(&endpoint, Box::pin(world_of(endpoint.clone(), group, policy, deadline)), go_on)
+}
+
+/// What a thread does besides while it waits for a world.
+fn go_on() -> bool {
+    wait::advance_started(true)
 }
 
 /// See [`Group::world_local`].
@@ -349,7 +354,7 @@ pub(super) fn policy(options: &GroupOptions) -> Result<Policy> {
     {
         return Err(Error::invalid(format_args!("a group's name has at most {LONGEST_NAME} bytes")));
     }
-    Policy::new(&options.communicators, options.flags)
+    Policy::new(&options.communicators, options.flags, options.plan.as_deref())
 }
 
 fn world_settings(options: &WorldOptions) -> Result<(GroupOptions, Policy)> {
@@ -542,6 +547,7 @@ fn settings(ranks: &[u32], options: &GroupOptions, policy: &Policy) -> Vec<(Stri
         ("flags", options.flags.to_string()),
         ("communicators", selection(&policy.communicators)),
         ("TUTTI_ALL_REDUCE", selection(&policy.all_reduce)),
+        ("TUTTI_PLAN", policy.overrides()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()

@@ -6,7 +6,7 @@
 //! * `letters` — messages from rank to rank, beside the calls;
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
 //! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
-//! * `create` — how groups come to be;
+//! * `create` — how groups come to be; `memory` — memory that their ranks read in place;
 //! * `registry` — groups by name;
 //! * [`queue`] — control messages from one rank to all others.
 
@@ -16,6 +16,7 @@ mod create;
 mod gate;
 pub mod layout;
 mod letters;
+mod memory;
 pub mod queue;
 mod registry;
 mod request;
@@ -29,13 +30,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::request::Request;
 use self::{
     core::{Core, Outcome, Work},
     gate::{Gate, Inside},
     layout::{Kind, Layout},
     queue::{DeliverQueue, QueueOptions},
 };
+pub use self::{memory::free_memory, request::Request};
 pub use crate::bootstrap::fork::forked;
 use crate::{
     bootstrap::Members,
@@ -87,12 +88,13 @@ impl Group {
     /// alone; any other rank that calls gets `None`. A failure leaves this group as it is, and works on a group that
     /// has failed: that is how survivors go on.
     pub fn create(self: &Arc<Self>, ranks: &[u32], options: GroupOptions, deliver: Deliver) -> Result<()> {
-        batch::checked(create::check_ranks(ranks, self.size()))?;
+        let what = || format!("the making of a group from {:?}", self.name());
+        batch::checked(what(), create::check_ranks(ranks, self.size()))?;
         if !ranks.contains(&self.rank()) {
             deliver(None);
             return Ok(());
         }
-        let policy = batch::checked(create::policy(&options))?;
+        let policy = batch::checked(what(), create::policy(&options))?;
         let task = create::from_list(self.members.clone(), ranks.to_vec(), self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
     }
@@ -100,8 +102,9 @@ impl Group {
     /// Splits the group: ranks with one color make a group, ordered by key, then by rank. Collective over all ranks;
     /// a negative color gets `None`.
     pub fn split(self: &Arc<Self>, color: i32, key: i32, options: GroupOptions, deliver: Deliver) -> Result<()> {
-        batch::checked(self.members.check())?;
-        let policy = batch::checked(create::policy(&options))?;
+        let what = || format!("the split of group {:?}", self.name());
+        batch::checked(what(), self.members.check())?;
+        let policy = batch::checked(what(), create::policy(&options))?;
         let task = create::by_color(self.members.clone(), color, key, self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
     }
@@ -117,9 +120,10 @@ impl Group {
         options: GroupOptions,
         deliver: DeliverKinds,
     ) -> Result<()> {
-        batch::checked(self.members.check())?;
-        batch::checked(create::check_layout(layout, kinds, options.name.as_deref(), self.size()))?;
-        let policy = batch::checked(create::policy(&options))?;
+        let what = || format!("the making of a layout's groups from {:?}", self.name());
+        batch::checked(what(), self.members.check())?;
+        batch::checked(what(), create::check_layout(layout, kinds, options.name.as_deref(), self.size()))?;
+        let policy = batch::checked(what(), create::policy(&options))?;
         let (parent, layout, options) = (self.members.clone(), layout.clone(), self.inherit(options));
         let task = create::from_layout(parent, layout, kinds.to_vec(), options, policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
@@ -128,9 +132,10 @@ impl Group {
     /// Makes a queue of all ranks, through which one of them writes messages to all others. Collective. The queue's
     /// failures are its own; it ends with its handle, not with the group's.
     pub fn create_queue(self: &Arc<Self>, mut options: QueueOptions, deliver: DeliverQueue) -> Result<()> {
-        batch::checked(self.members.check())?;
-        let slots = batch::checked(options.slots())?;
-        batch::checked(create::check_queue(&options, self.size()))?;
+        let what = || format!("the making of a queue from {:?}", self.name());
+        batch::checked(what(), self.members.check())?;
+        let slots = batch::checked(what(), options.slots())?;
+        batch::checked(what(), create::check_queue(&options, self.size()))?;
         options.timeout = options.timeout.or(self.options.timeout);
         self.perform(Work::Task(Box::pin(create::queue(self.members.clone(), options, slots, deliver))))
     }
@@ -234,7 +239,7 @@ impl Group {
     pub fn run(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<()> {
         let timeout = timeout.or(self.options.timeout);
         if batch::is_open() {
-            batch::checked(self.refuse_unserved(&call.descriptor))?;
+            batch::checked(call.descriptor, self.refuse_unserved(&call.descriptor))?;
             batch::push(self, Work::Call(call, timeout));
             return Ok(());
         }
@@ -258,7 +263,7 @@ impl Group {
 
     /// Makes a v-form and waits for it; in a batch, writes it down.
     pub fn run_uneven(self: &Arc<Self>, call: Uneven, timeout: Timeout) -> Result<()> {
-        batch::checked(self.refuse_uneven(&call))?;
+        batch::checked(call.descriptor, self.refuse_uneven(&call))?;
         self.perform(Work::Uneven(call, timeout.or(self.options.timeout)))
     }
 
@@ -278,7 +283,7 @@ impl Group {
         let timeout = timeout.or(self.options.timeout);
         if batch::is_open() {
             for letter in letters {
-                batch::checked(self.refuse_letter(letter))?;
+                batch::checked(letter, self.refuse_letter(letter))?;
             }
             letters.iter().for_each(|letter| batch::push(self, Work::Letter(*letter, timeout)));
             return Ok(0);
@@ -345,6 +350,13 @@ impl Group {
             create::agree_on(&members, plan.digest(), deadline).await?;
             Ok(Outcome::Plan(plan))
         })))
+    }
+
+    /// Allocates `bytes` on every rank that all ranks of the group, and of groups made from it, can read in place. What it
+    /// gives is at least a page, zeroed, and lives until [`free_memory`]. Collective, with equal `bytes`.
+    pub fn allocate(self: &Arc<Self>, bytes: usize, deliver: Box<dyn FnOnce(*mut u8) + Send>) -> Result<()> {
+        batch::checked("an allocation", self.members.check())?;
+        self.perform(Work::Task(Box::pin(memory::allocate(self.members.clone(), bytes, self.options.timeout, deliver))))
     }
 
     /// A group of members that have agreed on everything.
@@ -419,6 +431,7 @@ impl Group {
     /// Options of a group made from this one: what they leave open is inherited.
     fn inherit(&self, mut options: GroupOptions) -> GroupOptions {
         options.timeout = options.timeout.or(self.options.timeout);
+        options.plan = options.plan.or_else(|| self.options.plan.clone());
         options
     }
 

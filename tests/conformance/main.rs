@@ -29,6 +29,9 @@ macro_rules! keep_all_promises {
             promises::all_reduce_is_right_for_every_dtype_and_op
             promises::all_reduce_is_right_at_every_size_and_world
             promises::every_collective_moves_what_it_should
+            promises::every_algorithm_is_right_as_far_as_it_reaches
+            promises::buffers_that_are_registered_on_some_ranks_only_are_no_trouble
+            promises::registered_memory_serves_descendants_and_outlives_its_group
             promises::a_barrier_waits_for_everybody
             promises::ranks_that_disagree_get_mismatch_and_no_output
             promises::an_abort_reaches_every_waiting_rank_within_10_ms
@@ -36,6 +39,7 @@ macro_rules! keep_all_promises {
             promises::a_rank_that_left_is_lost_but_what_it_delivered_stays
             promises::one_thread_starts_on_all_ranks_and_waits_in_reverse
             promises::a_request_that_nobody_joins_stays_in_progress
+            promises::a_rank_that_waits_for_a_new_world_goes_on_with_what_it_started
             promises::a_second_thread_in_the_same_group_is_told_so
             promises::a_rank_that_stops_in_a_large_sliced_call_is_named
             promises::an_abort_ends_the_making_of_a_group_too
