@@ -136,8 +136,13 @@ fn model_two_shots_hand_over_every_slice() {
     let test = (module_path!(), "model_two_shots_hand_over_every_slice");
     // The chunks are handed over by the ring's own counters. All ranks contribute to every block, so each is held back by
     // what it awaits before the ring could be full; that it would be is shown for the exchange.
-    let spare =
-        &[LEAVING, "self.flag(rank, sequence).store(", "let flag = ", "others.map(|rank| self.counters(rank).finished"];
+    let spare = &[
+        LEAVING,
+        "self.flag(rank, sequence).store(",
+        "let flag = ",
+        "others.map(|rank| self.counters(rank).finished",
+        "self.counters(self.members.rank()).finished",
+    ];
     prove(Model { test, preemptions: 1, bugs: &["steps not counted"], spare }, |bug| {
         let mapping = Segment::for_model(2);
         let one = |members: Arc<Members>| {
