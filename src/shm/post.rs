@@ -552,7 +552,7 @@ pub(super) mod model {
         // A receiver that waits for each message answers the next one only after it has got the last one whole, which its
         // sender sent after it had heard the last answer: here that orders the answers already.
         let spare = &[LEAVING, "self.page(me, peer).heard.0.store(", "let heard = "];
-        prove(Model { test, preemptions: 1, bugs: &["a slot too early"], spare }, |bug| {
+        prove(Model { test, preemptions: 2, bugs: &["a slot too early"], spare }, |bug| {
             let sizes = Sizes { eager: 0, chunk: ELEMENT, envelopes: 2, chunks: 1, replies: 1 };
             let sides = ranks(sizes);
             if bug == "a slot too early" {
