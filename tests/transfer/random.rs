@@ -23,7 +23,7 @@ impl Random {
 
     /// Below `limit`, which is at least 1.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(limit) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }
 
     pub(crate) fn chance(&mut self, percent: u64) -> bool {

@@ -343,10 +343,10 @@ impl<'a, 'b> Simulation<'a, 'b> {
             return None;
         }
         let bucket = plan.bucket(index).unwrap();
-        if let Some(round) = bucket.after.filter(|_| bucket.source == rank) {
-            if !progress.finished[plan.operations(rank).binary_search(&(round as u32)).unwrap()] {
-                return None;
-            }
+        if let Some(round) = bucket.after.filter(|_| bucket.source == rank)
+            && !progress.finished[plan.operations(rank).binary_search(&(round as u32)).unwrap()]
+        {
+            return None;
         }
         progress.begun += 1;
         if bucket.transport != Transport::Local {
