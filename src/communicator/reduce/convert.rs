@@ -18,14 +18,8 @@ use crate::dtype::DType;
 pub(super) type Converter = unsafe fn(src: *const u8, dst: *mut u8, count: usize);
 
 /// The types that convert into each other, in the order of [`Table`].
-pub(super) const FLOATS: [DType; 6] = [
-    DType::Float16,
-    DType::Bfloat16,
-    DType::Float32,
-    DType::Float64,
-    DType::Float8E4M3,
-    DType::Float8E5M2,
-];
+pub(super) const FLOATS: [DType; 6] =
+    [DType::Float16, DType::Bfloat16, DType::Float32, DType::Float64, DType::Float8E4M3, DType::Float8E5M2];
 
 /// Converters by the places of both types in [`FLOATS`].
 pub(super) type Table = [[Option<Converter>; FLOATS.len()]; FLOATS.len()];
@@ -292,7 +286,8 @@ mod tests {
                         assert_eq!(back, expected, "{name}: {code:#x} of {}, nan {nan:#x}", narrow.name());
                     }
                 }
-                let large: Vec<u8> = [1e9f32, f32::INFINITY, -1e9].iter().flat_map(|value| value.to_le_bytes()).collect();
+                let large: Vec<u8> =
+                    [1e9f32, f32::INFINITY, -1e9].iter().flat_map(|value| value.to_le_bytes()).collect();
                 let saturated = run(table[2][at].unwrap(), Float32, FLOATS[at], &large, 0);
                 let values = run(table[at][2].unwrap(), FLOATS[at], Float32, &saturated, 0);
                 assert_eq!(decode(Float32, &values), [top, top, -top].map(f64::from), "{name}");
