@@ -32,4 +32,4 @@ pub use layout::{Item, Layout, Mesh, Placement, Reduction, Side, Split};
 pub use plan::{Bucket, Chunk, Options, Plan, Round, Transport};
 pub use region::Region;
 pub use report::Format;
-pub use view::View;
+pub use view::{Cursor, View};

@@ -295,7 +295,33 @@ void a_capture_session_on_cpu_groups_does_nothing() {
     });
 }
 
+void a_transfer_plan_is_made_of_values() {
+    const tutti::Mesh training{{2, 2}, {0, 1, 2, 3}}, inference{{3}, {3, 4, 5}};
+    const std::vector<tutti::TransferItem> items = {
+        {"gradient", {10, 6}, {tutti::DType::float32, training, {tutti::Placement::partial(), tutti::Placement::shard(0)}},
+         {tutti::DType::bfloat16, inference, {tutti::Placement::uneven(1, {1, 5, 0})}}, std::nullopt},
+        {"bias", {7}, {tutti::DType::float32, training, {tutti::Placement::replicate(), tutti::Placement::replicate()}},
+         {tutti::DType::float32, inference, {tutti::Placement::balanced(0)}}, tutti::DType::float16},
+    };
+    tutti::TransferPlan made(items, 6), plan(std::move(made));
+    const tutti_transfer_totals_t totals = plan.totals();
+    CHECK(totals.items == 2 && totals.reduced == totals.reduce_bound && totals.reduced == 10 * 6 * 4);
+    const tutti::Region region = plan.region(0, tutti::Side::target, 4);
+    CHECK(region.elements == 50 && region.start[1] == 1 && region.extent[0] == 10);
+    CHECK(plan.region(0, tutti::Side::target, 5).elements == 0 && plan.region(1, tutti::Side::source, 5).elements == 0);
+    CHECK(plan.report(TUTTI_FORMAT_JSON).front() == '{' && plan.report(TUTTI_FORMAT_TEXT, 4).find("rank 4: ") == 0);
+    for (std::size_t i = 0; i < plan.load(3).operations; i++) CHECK(plan.bucket(plan.operation(3, i)).bytes > 0);
+    CHECK(plan.chunk(0).bytes > 0 && plan.hash() == tutti::TransferPlan(items, 6).hash());
+    try {
+        const tutti::TransferPlan impossible(items, 5);
+        CHECK(!"a rank outside of the world");
+    } catch (const tutti::Error &error) {
+        CHECK(error.status() == tutti::Status::invalid_argument);
+    }
+}
+
 const test_t TESTS[] = {
+    {"a_transfer_plan_is_made_of_values", a_transfer_plan_is_made_of_values},
     {"typed_pointers_name_their_dtype", typed_pointers_name_their_dtype},
     {"groups_are_made_and_left_by_scope", groups_are_made_and_left_by_scope},
     {"errors_carry_status_and_sentence", errors_carry_status_and_sentence},

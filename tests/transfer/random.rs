@@ -88,8 +88,25 @@ pub(crate) const ANYTHING: Wanted = Wanted { partial: true, casts: true, element
 /// Some tensors that move between random meshes of one world, and options that make chunks and buckets small.
 pub(crate) fn transfer(random: &mut Random, wanted: Wanted) -> (Vec<Item>, Options) {
     let world = *random.pick(&[1, 2, 3, 4, 5, 8, 8, 13, 16, 24, 64]);
-    let items = (0..1 + random.below(4)).map(|index| item(random, world, wanted, index)).collect();
-    (items, options(random, world))
+    transfer_in(random, wanted, world)
+}
+
+/// As [`transfer`], in a world of so many ranks.
+pub(crate) fn transfer_in(random: &mut Random, wanted: Wanted, world: u32) -> (Vec<Item>, Options) {
+    let items: Vec<Item> = (0..1 + random.below(4)).map(|index| item(random, world, wanted, index)).collect();
+    let mut options = options(random, world);
+    options.bucket_bytes = options.bucket_bytes.max(smallest_bucket(&items, world));
+    if options.staging_bytes > 0 {
+        options.staging_bytes = options.staging_bytes.max(2 * options.bucket_bytes);
+    }
+    (items, options)
+}
+
+/// Every contributor to a sum needs a block in a bucket.
+pub(crate) fn smallest_bucket(items: &[Item], world: u32) -> u64 {
+    let mut placements = items.iter().flat_map(|item| &item.source.placements);
+    let adds_up = placements.any(|placement| matches!(placement, Placement::Partial(_)));
+    if adds_up { 16 * u64::from(world) } else { 16 }
 }
 
 pub(crate) fn options(random: &mut Random, world: u32) -> Options {

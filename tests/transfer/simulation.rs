@@ -20,6 +20,8 @@ pub(crate) struct Memory {
     pub(crate) bytes: Vec<u8>,
     base: i64,
     view: View,
+    /// In elements; `None`: contiguous.
+    pub(crate) strides: Option<Vec<i64>>,
 }
 
 impl Memory {
@@ -32,7 +34,12 @@ impl Memory {
         let view = View::new(region, dtype, side, strides.as_deref()).expect("strides without overlap");
         let span = view.span();
         let room = random.below(3) as i64 * 8;
-        Memory { bytes: vec![CANARY; (span.end - span.start + 2 * room) as usize], base: room - span.start, view }
+        Memory { bytes: vec![CANARY; (span.end - span.start + 2 * room) as usize], base: room - span.start, view, strides }
+    }
+
+    /// The address of the first element.
+    pub(crate) fn address(&mut self) -> *mut u8 {
+        self.bytes.as_mut_ptr().wrapping_offset(self.base as isize)
     }
 
     pub(crate) fn read(&self, start: &[u64], extent: &[u64]) -> Vec<u8> {
@@ -122,10 +129,16 @@ impl<'a> World<'a> {
 
     /// Every target holds what it must, each element was written once, and nothing else was touched.
     pub(crate) fn check(&self) {
+        for ((index, rank), (_, counts)) in &self.writes {
+            assert!(counts.iter().all(|count| *count == 1), "tensor {index} on rank {rank}: not each element once");
+        }
+        self.check_contents();
+    }
+
+    /// Every target holds what it must, and nothing else was touched.
+    pub(crate) fn check_contents(&self) {
         for ((index, rank), memory) in &self.targets {
             let region = self.plan.region(*index, Side::Target, *rank).unwrap();
-            let (_, counts) = &self.writes[&(*index, *rank)];
-            assert!(counts.iter().all(|count| *count == 1), "tensor {index} on rank {rank}: not each element once");
             let found = memory.read(&region.start, &region.extent);
             assert_eq!(found, self.expected(*index, *rank), "tensor {index} on rank {rank} is wrong");
             let mut canary = memory.bytes.clone();
@@ -140,7 +153,7 @@ impl<'a> World<'a> {
     pub(crate) fn whole(&self, index: usize) -> Memory {
         let item = &self.items[index];
         let view = View::new(whole(item), item.source.dtype, Side::Source, None).unwrap();
-        Memory { bytes: self.globals[index][0].clone(), base: 0, view }
+        Memory { bytes: self.globals[index][0].clone(), base: 0, view, strides: None }
     }
 
     /// What a rank's target holds.
