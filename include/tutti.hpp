@@ -234,9 +234,22 @@ struct Call : tutti_call_t {
         call.peer = root;
         return call;
     }
+    static Call send(const void *buffer, std::size_t count, DType dtype, int peer, std::int64_t tag = 0) noexcept {
+        return letter(Collective::send, buffer, nullptr, count, dtype, peer, tag);
+    }
+    static Call recv(void *buffer, std::size_t count, DType dtype, int peer, std::int64_t tag = 0) noexcept {
+        return letter(Collective::recv, nullptr, buffer, count, dtype, peer, tag);
+    }
     static Call barrier() noexcept { return make(Collective::barrier, nullptr, nullptr, 0, DType::bytes, Op::sum); }
 
 private:
+    static Call letter(Collective collective, const void *send, void *recv, std::size_t count, DType dtype, int peer,
+                       std::int64_t tag) noexcept {
+        Call call = make(collective, send, recv, count, dtype, Op::sum);
+        call.peer = peer;
+        call.tag = tag;
+        return call;
+    }
     static Call make(Collective collective, const void *send, void *recv, std::size_t count, DType dtype, Op op) noexcept {
         Call call;
         call.tutti_call_t::collective = static_cast<std::int32_t>(collective);
@@ -267,6 +280,12 @@ public:
     void wait() { done(tutti_request_wait(raw_, TUTTI_TIMEOUT_NEVER)); }
     /// Whether the call was done before `timeout` ended; nothing has failed if not.
     [[nodiscard]] bool wait_for(Timeout timeout) { return done(tutti_request_wait(raw_, timeout.count())); }
+
+    /// Elements that a receive which is done has got; none while it is not.
+    [[nodiscard]] std::optional<std::size_t> received() {
+        std::size_t count = 0;
+        return done(tutti_request_received(raw_, &count)) ? std::optional<std::size_t>(count) : std::nullopt;
+    }
 
     [[nodiscard]] tutti_request_t *get() const noexcept { return raw_; }
     [[nodiscard]] tutti_request_t *release() noexcept { return std::exchange(raw_, nullptr); }

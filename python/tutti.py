@@ -257,6 +257,7 @@ _FUNCTIONS = {
     "request_test": (_HANDLE,),
     "request_wait": (_HANDLE, c_int64),
     "request_free": (_HANDLE,),
+    "request_received": (_HANDLE, POINTER(c_size_t)),
     "batch_begin": (),
     "batch_end": (),
     "mem_alloc": (_HANDLE, c_size_t, _OUT),
@@ -692,13 +693,26 @@ class Group:
         _call("barrier", self.handle, _stream(stream))
 
     def send(self, buffer, peer, *, dtype=None, count=None, stream=None):
-        call = _Arguments(buffer, buffer, dtype, count, "send")
+        """Sends to one rank; with a tag or without waiting by start(Collective.SEND, ...)."""
+        call = _Arguments(buffer, 0, dtype, count, "send")
         _call("send", self.handle, call.send.address, call.count, call.dtype, peer, _stream(stream))
         self._keep(call)
 
     def recv(self, buffer, peer, *, dtype=None, count=None, stream=None):
+        """Receives up to so many elements from one rank."""
         call = _Arguments(buffer, None, dtype, count, "recv")
         _call("recv", self.handle, call.recv.address, call.count, call.dtype, peer, _stream(stream))
+        self._keep(call)
+
+    def sendrecv(self, send, to, recv, from_, *, dtype=None, send_count=None, recv_count=None, stream=None):
+        """Sends to one rank and receives from another, both at once."""
+        call = _Arguments(send, recv, dtype, send_count, "send")
+        room = call.recv.count if recv_count is None else recv_count
+        if room is None:
+            raise ValueError("an address has no length: give recv_count")
+        call.holds("recv", room)
+        _call("sendrecv", self.handle, call.send.address, call.count, to, call.recv.address, room, from_, call.dtype,
+              _stream(stream))
         self._keep(call)
 
     def _run(self, name, call, *rest):
@@ -720,8 +734,12 @@ class Group:
                     flags=flags, stream=_stream(stream), timeout_ms=timeout_ms)
         held = None
         if collective is not Collective.BARRIER:
-            counted = "recv" if collective in (Collective.REDUCE_SCATTER, Collective.SCATTER) else "send"
-            held = _Arguments(send, recv, dtype, count, counted)
+            if collective is Collective.SEND:
+                recv = 0
+            elif collective is Collective.RECV:
+                send = 0
+            receives = (Collective.REDUCE_SCATTER, Collective.SCATTER, Collective.RECV)
+            held = _Arguments(send, recv, dtype, count, "recv" if collective in receives else "send")
             raw.send, raw.recv = held.send.address, held.recv.address
             raw.send_count, raw.dtype = held.count, held.dtype
         return Request(_out("start", self.handle, byref(raw)), held)
@@ -837,6 +855,11 @@ class Request:
     def wait(self, timeout_ms=NEVER):
         """Waits until the call is done; False if timeout_ms ended first, and then nothing has failed."""
         return self._done(_functions["request_wait"](self._handle, timeout_ms))
+
+    def received(self):
+        """How many elements a receive that is done has got; None while it is not."""
+        count = c_size_t()
+        return count.value if self._done(_functions["request_received"](self._handle, byref(count))) else None
 
     @staticmethod
     def _done(status):

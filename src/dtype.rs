@@ -209,6 +209,11 @@ impl Collective {
         matches!(self, AllReduce | ReduceScatter | Reduce | ReduceScatterV)
     }
 
+    /// Whether this is one side of a message between two ranks, and no call of all ranks.
+    pub const fn is_letter(self) -> bool {
+        matches!(self, Collective::Send | Collective::Recv)
+    }
+
     /// Whether the call has a root.
     pub const fn has_root(self) -> bool {
         use Collective::*;

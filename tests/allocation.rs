@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicIsize, Ordering},
 };
 
-use tutti::capi::{collectives::*, group::*, types::*, world::*};
+use tutti::capi::{collectives::*, group::*, request::*, types::*, world::*};
 
 /// The system's allocator, which counts what each thread asks for and what all together have.
 struct Counting;
@@ -52,6 +52,7 @@ fn allocations(call: impl FnOnce() -> tutti_status_t) -> usize {
 fn the_c_functions_leave_nothing_behind() {
     a_call_that_succeeds_allocates_nothing();
     ten_thousand_groups_leave_no_memory_and_no_descriptor_behind();
+    calls_of_every_kind_leave_no_memory_behind();
 }
 
 fn a_call_that_succeeds_allocates_nothing() {
@@ -82,6 +83,16 @@ fn a_call_that_succeeds_allocates_nothing() {
                                 })
                         };
                         assert_eq!(recv, [RANKS as f32; 300]);
+                        let mut rank = 0;
+                        // SAFETY: as above.
+                        *count += unsafe {
+                            assert_eq!(tutti_group_rank(group, &mut rank), TUTTI_SUCCESS);
+                            allocations(|| {
+                                let (send, recv, peer) = (send.as_ptr().cast(), recv.as_mut_ptr().cast(), 1 - rank);
+                                tutti_sendrecv(group, send, 300, peer, recv, 300, peer, TUTTI_FLOAT32, ptr::null_mut())
+                            })
+                        };
+                        assert_eq!(recv, [1.0; 300]);
                     }
                     counts
                 })
@@ -128,4 +139,66 @@ fn ten_thousand_groups_leave_no_memory_and_no_descriptor_behind() {
     assert!(mappings() <= warm.1 + 4, "mappings were left: {} before, {} after", warm.1, mappings());
     // SAFETY: any handle may be passed.
     assert_eq!(unsafe { tutti_group_destroy(world) }, TUTTI_SUCCESS);
+}
+
+/// Every collective and both sides of messages, blocking, by requests and in batches, again and again: what they take
+/// they give back.
+fn calls_of_every_kind_leave_no_memory_behind() {
+    const ROUNDS: usize = 300;
+    const WARM: usize = 100;
+    const RANKS: usize = 2;
+    /// Elements of a call that travels at once, and of one that takes chunks.
+    const COUNTS: [usize; 2] = [10, 50_000];
+    let mut ranks = [ptr::null_mut(); RANKS];
+    // SAFETY: there is room for as many handles as ranks.
+    let made = unsafe { tutti_world_create_local(RANKS as i32, ptr::null(), ptr::null(), ranks.as_mut_ptr()) };
+    assert_eq!(made, TUTTI_SUCCESS);
+    let send = vec![1_i32; RANKS * COUNTS[1]];
+    let mut recv = [vec![0_i32; RANKS * COUNTS[1]], vec![0_i32; RANKS * COUNTS[1]]];
+    let kinds = (TUTTI_ALL_REDUCE..=TUTTI_BARRIER).collect::<Vec<_>>();
+    let mut warm = 0;
+    for round in 0..ROUNDS {
+        if round == WARM {
+            warm = LIVE.load(Ordering::Relaxed);
+        }
+        for kind in &kinds {
+            let count = COUNTS[usize::from(round % 10 == 0)];
+            let mut requests = [ptr::null_mut(); RANKS];
+            let batched = round % 2 == 0;
+            if batched {
+                assert_eq!(tutti_batch_begin(), TUTTI_SUCCESS);
+            }
+            for (rank, (recv, request)) in recv.iter_mut().zip(&mut requests).enumerate() {
+                // Where one sends the other receives.
+                let kind = match *kind {
+                    TUTTI_SEND | TUTTI_RECV => if rank == 0 { TUTTI_SEND } else { TUTTI_RECV },
+                    kind => kind,
+                };
+                let peer = if kind == TUTTI_SEND { 1 } else { 0 };
+                // SAFETY: all zero is a call of nothing.
+                let mut call: tutti_call_t = unsafe { std::mem::zeroed() };
+                call.struct_size = size_of::<tutti_call_t>();
+                (call.collective, call.dtype, call.peer) = (kind, TUTTI_INT32, peer);
+                call.send_count = if kind == TUTTI_BARRIER { 0 } else { count };
+                (call.send, call.recv) = (send.as_ptr().cast(), recv.as_mut_ptr().cast());
+                let request = if batched { ptr::null_mut() } else { request };
+                // SAFETY: the buffers hold what every call needs and outlive it.
+                assert_eq!(unsafe { tutti_start(ranks[rank], &call, request) }, TUTTI_SUCCESS, "collective {kind}");
+            }
+            if batched {
+                assert_eq!(tutti_batch_end(), TUTTI_SUCCESS);
+            }
+            for request in requests.into_iter().filter(|_| !batched) {
+                // SAFETY: a request that was just started, and is freed once.
+                let over = unsafe { (tutti_request_wait(request, 0), tutti_request_free(request)) };
+                assert_eq!(over, (TUTTI_SUCCESS, TUTTI_SUCCESS));
+            }
+        }
+    }
+    let left = LIVE.load(Ordering::Relaxed) - warm;
+    assert!(left <= 4096, "{left} bytes were left by {} rounds", ROUNDS - WARM);
+    for rank in ranks {
+        // SAFETY: any handle may be passed.
+        assert_eq!(unsafe { tutti_group_destroy(rank) }, TUTTI_SUCCESS);
+    }
 }

@@ -207,6 +207,13 @@ impl Board {
         }
     }
 
+    /// Wakes `rank` if it sleeps. Whatever it should see has been published before.
+    #[inline]
+    pub fn ring(&self, rank: u32) {
+        Bell::before_ringing();
+        self.seat(rank).bell.ring();
+    }
+
     /// See [`Bell::doze`].
     pub fn doze(&self, rank: u32) -> Doze<'_> {
         self.seat(rank).bell.doze()

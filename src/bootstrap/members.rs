@@ -38,6 +38,8 @@ pub enum Channel {
     Calls = 2,
     /// Data of the sockets communicator.
     Data = 3,
+    /// Messages from rank to rank, where they travel over sockets.
+    Post = 4,
 }
 
 /// The members of a group.
@@ -64,7 +66,8 @@ pub struct Members {
 
 impl Members {
     /// All channels of a group.
-    pub const CHANNELS: [Channel; 4] = [Channel::Creations, Channel::Control, Channel::Calls, Channel::Data];
+    pub const CHANNELS: [Channel; 5] =
+        [Channel::Creations, Channel::Control, Channel::Calls, Channel::Data, Channel::Post];
 
     /// The members of the group `uid`; opens its channels. The board, from [`make_board`], must be the same memory for
     /// all if it is shared; if not, the reason comes with it.
@@ -279,6 +282,12 @@ impl Members {
     #[inline]
     pub fn ring_all(&self) {
         self.board.ring_all();
+    }
+
+    /// Wakes one member if it sleeps. What it should see has been published before.
+    #[inline]
+    pub fn ring(&self, rank: u32) {
+        self.board.ring(rank);
     }
 
     /// See [`super::bell::Bell::doze`].

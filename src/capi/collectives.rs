@@ -7,7 +7,7 @@ use std::ffi::{c_char, c_void};
 use super::{
     group::GROUPS,
     guard::{guard, guard_batched},
-    parse::{Arguments, Out, descriptor, not_served, query_flags, write_text},
+    parse::{Arguments, Out, check_apart, descriptor, not_served, query_flags, write_text},
     types::*,
 };
 use crate::{
@@ -270,10 +270,18 @@ pub unsafe extern "C" fn tutti_barrier(group: *mut tutti_group_t, stream: *mut c
     run("tutti_barrier", group, Arguments { stream, ..Arguments::of(Barrier) })
 }
 
-/// Sends `count` elements at `buffer` to rank `peer` of the group, which must receive as many of the same dtype.
-/// Sends to one peer arrive in order.
+/// Sends `count` elements at `buffer` to rank `peer` of the group.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// A message meets a receive of the same peer, direction and tag, in the order in which each side posted them; the tag
+/// is 0 here, and anything from 0 on in tutti_start. Messages go beside the collectives of the group: they take no turn
+/// among them, and an unfinished one holds up none of them.
+///
+/// The receive must name the same dtype and have room for all elements. If not, it ends with TUTTI_MISMATCH, and so does
+/// the send if it still waits; both sentences name both sizes, nothing is written, that message is lost, and the group
+/// lives on. The call returns when the buffer may be used again: a small message may be on its way then, a large one has
+/// been asked for. peer may be this rank, whose receive must then have been started before, or stand in the same batch.
+///
+/// Stream, batches, threads and deadlines: see "Collective calls". Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_send(
@@ -284,13 +292,15 @@ pub unsafe extern "C" fn tutti_send(
     peer: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (buffer, count, dtype, peer, stream);
-    refuse("tutti_send", group, Send)
+    letter("tutti_send", group, Arguments { send: buffer, count, dtype, root: peer, stream, ..Arguments::of(Send) })
 }
 
-/// Receives `count` elements at `buffer` from rank `peer` of the group, which must send as many of the same dtype.
+/// Receives up to `count` elements at `buffer` from rank `peer` of the group.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// A shorter message leaves the rest of the buffer as it is; tutti_request_received says how many elements came. What
+/// else there is to say is at tutti_send.
+///
+/// Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_recv(
@@ -301,14 +311,13 @@ pub unsafe extern "C" fn tutti_recv(
     peer: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (buffer, count, dtype, peer, stream);
-    refuse("tutti_recv", group, Recv)
+    letter("tutti_recv", group, Arguments { recv: buffer, count, dtype, root: peer, stream, ..Arguments::of(Recv) })
 }
 
-/// Sends `send_count` elements to rank `to` and receives `recv_count` elements from rank `from`, both at once.
-/// The buffers may not overlap.
+/// Sends `send_count` elements to rank `to` and receives up to `recv_count` elements from rank `from`, both at once, so
+/// that ranks in a ring, or two that send each other, never wait for each other's turn. The buffers may not overlap.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// It meets tutti_send and tutti_recv of other ranks like these. Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_sendrecv(
@@ -322,8 +331,14 @@ pub unsafe extern "C" fn tutti_sendrecv(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (send, send_count, to, recv, recv_count, from, dtype, stream);
-    refuse("tutti_sendrecv", group, Send)
+    let receive = Arguments { recv, count: recv_count, dtype, root: from, stream, ..Arguments::of(Recv) };
+    let send = Arguments { send, count: send_count, dtype, root: to, stream, ..Arguments::of(Send) };
+    guard_batched("tutti_sendrecv", || {
+        let group = GROUPS.pin(group)?;
+        let (receive, send) = (receive.parse_letter(group.size())?, send.parse_letter(group.size())?);
+        check_apart(&send, &receive)?;
+        group.exchange(&[receive, send], Timeout::Default).map(drop)
+    })
 }
 
 /// Gathers every rank's elements on every rank; ranks may have different counts.
@@ -433,6 +448,14 @@ fn run(name: &'static str, group: *const tutti_group, arguments: Arguments) -> t
     guard_batched(name, || {
         let group = GROUPS.pin(group)?;
         group.run(arguments.parse(group.rank(), group.size())?, Timeout::Default)
+    })
+}
+
+/// What the functions of one side of a message do.
+fn letter(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
+    guard_batched(name, || {
+        let group = GROUPS.pin(group)?;
+        group.exchange(&[arguments.parse_letter(group.size())?], Timeout::Default).map(drop)
     })
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use super::types::*;
 use crate::{
-    communicator::{Call, Descriptor, Pattern},
+    communicator::{Call, Descriptor, Letter, Pattern},
     config::{FLAG_ALLOW_UNAUTHENTICATED, FLAG_DETERMINISTIC, Selection},
     dtype::{Collective, DType, Op},
     error::{Error, Result},
@@ -29,7 +29,10 @@ pub(super) struct Arguments {
     pub(super) count: usize,
     pub(super) dtype: i32,
     pub(super) op: i32,
+    /// The root, or the peer of a send or a receive.
     pub(super) root: i32,
+    /// Of sends and receives.
+    pub(super) tag: i64,
     pub(super) flags: u32,
     pub(super) stream: *mut c_void,
 }
@@ -45,6 +48,7 @@ impl Arguments {
             dtype: TUTTI_BYTES,
             op: TUTTI_SUM,
             root: 0,
+            tag: 0,
             flags: 0,
             stream: ptr::null_mut(),
         }
@@ -54,7 +58,7 @@ impl Arguments {
     pub(super) fn from_call(call: &tutti_call) -> Result<Self> {
         let collective = Collective::parse(call.collective)?;
         served(collective)?;
-        if call.tag != 0 {
+        if call.tag != 0 && !collective.is_letter() {
             return Err(Error::invalid(format_args!("tag is {}; only sends and receives have one", call.tag)));
         }
         let arrays = [call.send_counts, call.send_displs, call.recv_counts, call.recv_displs];
@@ -89,17 +93,44 @@ impl Arguments {
             dtype: call.dtype,
             op: call.op,
             root: call.peer,
+            tag: call.tag,
             flags: call.flags,
             stream: call.stream,
         })
     }
 
+    /// Parses a send or a receive in a CPU group of `size`.
+    pub(super) fn parse_letter(self, size: u32) -> Result<Letter> {
+        self.check_stream()?;
+        let peer = rank("peer", self.root, size)?;
+        if self.tag < 0 {
+            return Err(Error::invalid(format_args!("tag is {}; tags are 0 or positive", self.tag)));
+        }
+        let Descriptor { dtype, count, .. } = descriptor(self.collective, self.count, self.dtype, 0, 0, 0, 1)?;
+        let bytes = count as usize * dtype.size();
+        if self.collective == Collective::Send {
+            let memory = Buffer::new("the buffer to send", self.send.cast(), bytes)?;
+            // SAFETY: the C caller promises a readable buffer of that size until the call is done.
+            return Ok(unsafe { Letter::send(peer, self.tag, dtype, memory.start(), count) });
+        }
+        let memory = Buffer::new("the buffer to receive into", self.recv.cast::<u8>().cast_const(), bytes)?;
+        // SAFETY: as above, and writable.
+        Ok(unsafe { Letter::receive(peer, self.tag, dtype, memory.start().cast_mut(), count) })
+    }
+
+    fn check_stream(&self) -> Result<()> {
+        match self.stream.is_null() {
+            true => Ok(()),
+            false => {
+                Err(Error::invalid("stream is not NULL, but this is a CPU group: its calls happen on no stream"))
+            }
+        }
+    }
+
     /// Parses a call of rank `rank` in a CPU group of `size`.
     pub(super) fn parse(self, rank: u32, size: u32) -> Result<Call> {
         served(self.collective)?;
-        if !self.stream.is_null() {
-            return Err(Error::invalid("stream is not NULL, but this is a CPU group: its calls happen on no stream"));
-        }
+        self.check_stream()?;
         let descriptor = descriptor(self.collective, self.count, self.dtype, self.op, self.root, self.flags, size)?;
         let Some(pattern) = Pattern::new(&descriptor, rank, size) else { return Err(not_served(self.collective)) };
         let send = Buffer::new("send", self.send.cast(), pattern.send_bytes(rank))?;
@@ -108,6 +139,16 @@ impl Arguments {
             return Err(Error::invalid(format_args!("{send} and {recv} overlap: {}", in_place_form(self.collective))));
         }
         Ok(Call { descriptor, send: send.start(), recv: recv.start().cast_mut() })
+    }
+}
+
+/// Refuses a send and a receive of one call that share memory.
+pub(super) fn check_apart(send: &Letter, receive: &Letter) -> Result<()> {
+    let buffer = |name, letter: &Letter| Buffer::new(name, letter.memory().cast_const(), letter.bytes() as usize);
+    let (send, receive) = (buffer("send", send)?, buffer("recv", receive)?);
+    match send.overlaps(&receive) {
+        true => Err(Error::invalid(format_args!("{send} and {receive} overlap: they must be apart"))),
+        false => Ok(()),
     }
 }
 
@@ -147,8 +188,9 @@ pub(super) fn descriptor(
 pub(super) fn served(collective: Collective) -> Result<()> {
     use Collective::*;
     match collective {
-        AllReduce | AllGather | ReduceScatter | Broadcast | Reduce | Gather | Scatter | AllToAll | Barrier => Ok(()),
-        Send | Recv | AllGatherV | ReduceScatterV | AllToAllV => Err(not_served(collective)),
+        AllReduce | AllGather | ReduceScatter | Broadcast | Reduce | Gather | Scatter | AllToAll | Barrier | Send
+        | Recv => Ok(()),
+        AllGatherV | ReduceScatterV | AllToAllV => Err(not_served(collective)),
     }
 }
 
@@ -156,7 +198,6 @@ pub(super) fn served(collective: Collective) -> Result<()> {
 pub(super) fn not_served(collective: Collective) -> Error {
     use Collective::*;
     let instead = match collective {
-        Send | Recv => "use tutti_broadcast in a group of the two ranks",
         AllGatherV => "use tutti_all_gather with the largest count",
         ReduceScatterV => "use tutti_reduce_scatter with the largest count",
         _ => "use tutti_all_to_all with the largest count",
@@ -624,7 +665,8 @@ mod tests {
 
     #[test]
     fn count_zero_takes_null_and_anything_else() {
-        for collective in crate::dtype::COLLECTIVES.into_iter().filter(|collective| served(*collective).is_ok()) {
+        let calls = |collective: &Collective| served(*collective).is_ok() && !collective.is_letter();
+        for collective in crate::dtype::COLLECTIVES.into_iter().filter(calls) {
             let empty = Arguments { dtype: FLOAT, ..Arguments::of(collective) };
             let parsed = empty.parse(RANK, SIZE).unwrap();
             assert!(!parsed.send.is_null() && !parsed.recv.is_null(), "{collective:?}: unused pointers are dangling");
@@ -682,10 +724,29 @@ mod tests {
     #[test]
     fn collectives_that_are_not_served_are_unsupported_and_say_what_to_use() {
         use Collective::*;
-        for collective in [Send, Recv, AllGatherV, ReduceScatterV, AllToAllV] {
+        for collective in [AllGatherV, ReduceScatterV, AllToAllV] {
             let error = Arguments::of(collective).parse(RANK, SIZE).unwrap_err();
             assert_eq!(error.status(), Status::Unsupported);
             assert!(error.to_string().contains("use tutti_"), "{error}");
+        }
+    }
+
+    #[test]
+    fn letters_need_a_peer_a_tag_and_a_buffer() {
+        let mut memory = [0; 1024];
+        for collective in [Collective::Send, Collective::Recv] {
+            let ok = Arguments { tag: 7, ..call(collective, &mut memory, 0, 512) };
+            let letter = ok.parse_letter(SIZE).unwrap();
+            assert_eq!((letter.collective(), letter.peer(), letter.tag()), (collective, RANK, 7));
+            assert_eq!((letter.dtype(), letter.count(), letter.bytes()), (DType::Float32, 4, 16));
+            refused(Arguments { root: 4, ..ok }.parse_letter(SIZE), "peer is 4");
+            refused(Arguments { tag: -1, ..ok }.parse_letter(SIZE), "tag is -1");
+            refused(Arguments { dtype: 50, ..ok }.parse_letter(SIZE), "no dtype");
+            refused(Arguments { count: usize::MAX / 2, ..ok }.parse_letter(SIZE), "more than can be addressed");
+            refused(Arguments { stream: memory.as_mut_ptr().cast(), ..ok }.parse_letter(SIZE), "stream is not NULL");
+            let nothing = Arguments { send: ptr::null(), recv: ptr::null_mut(), ..ok };
+            refused(nothing.parse_letter(SIZE), "is NULL");
+            assert!(Arguments { count: 0, ..nothing }.parse_letter(SIZE).is_ok());
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     communicator::Progress,
     config::Timeout,
-    error::Status,
+    error::{Error, Result, Status},
     group::{Request, batch},
 };
 
@@ -53,15 +53,50 @@ pub unsafe extern "C" fn tutti_start(
         // SAFETY: the C caller promises that call is NULL or a struct as large as it says.
         let call = unsafe { read_struct(call) }?;
         let timeout = Timeout::from_ms(call.timeout_ms)?;
-        let call = Arguments::from_call(&call)?.parse(group.rank(), group.size())?;
-        if request.is_null() {
-            return group.run(call, timeout);
+        let arguments = Arguments::from_call(&call)?;
+        if arguments.collective.is_letter() {
+            let letter = arguments.parse_letter(group.size())?;
+            return match request.is_null() {
+                true => group.exchange(&[letter], timeout).map(drop),
+                false => give(request, || group.post(letter, timeout)),
+            };
         }
-        // SAFETY: as above.
-        let request = unsafe { Out::new("request", request) }?;
-        let place = REQUESTS.reserve()?;
-        request.write(place.fill(group.start(call, timeout)?));
-        Ok(())
+        let call = arguments.parse(group.rank(), group.size())?;
+        match request.is_null() {
+            true => group.run(call, timeout),
+            false => give(request, || group.start(call, timeout)),
+        }
+    })
+}
+
+/// Starts what `start` does, and gives the caller a handle of it. `request` is writable.
+fn give(request: *mut *mut tutti_request_t, start: impl FnOnce() -> Result<Arc<Request>>) -> Result<()> {
+    // SAFETY: the caller passes on what the C caller promised.
+    let request = unsafe { Out::new("request", request) }?;
+    let place = REQUESTS.reserve()?;
+    request.write(place.fill(start()?));
+    Ok(())
+}
+
+/// Writes how many elements a receive that is done has got, which may be fewer than it had room for. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS while the receive is not done; its failure; TUTTI_INVALID_ARGUMENT;
+/// TUTTI_INVALID_USAGE (no receive, or a forked process).
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn tutti_request_received(request: *mut tutti_request_t, count: *mut usize) -> tutti_status_t {
+    answer("tutti_request_received", || {
+        let request = REQUESTS.pin(request)?;
+        // SAFETY: the C caller promises that a count which is not NULL is writable.
+        let count = unsafe { Out::new("count", count) }?;
+        if !request.is_receive() {
+            return Err(Error::usage("the request is no receive, which alone gets a number of elements"));
+        }
+        let progress = request.test()?;
+        if let Some(received) = request.received() {
+            count.write(received as usize);
+        }
+        Ok(status_of(progress))
     })
 }
 

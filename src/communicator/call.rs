@@ -65,7 +65,7 @@ impl Descriptor {
         use Collective::*;
         match self.collective {
             ReduceScatter | Scatter | AllToAll => self.bytes() as u64 * u64::from(size),
-            Barrier => 0,
+            Barrier | Send | Recv => 0,
             _ => self.bytes() as u64,
         }
     }

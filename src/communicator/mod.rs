@@ -4,6 +4,7 @@
 //! * [`Communicator`] — start a call, poll it, rest until something may have changed;
 //! * [`Capabilities`] — what a communicator claims, and the conformance suite then asks for;
 //! * [`Call`], [`Descriptor`], [`Pattern`] — a parsed call, what all ranks share of it, and what it means;
+//! * [`Letter`], [`post`] — messages from one rank to another, beside the calls;
 //! * [`Meeting`] — how every call begins: all ranks show each other what they call;
 //! * [`exchange`] — the plain algorithm of every collective, over any way to show a chunk to the others;
 //! * [`reduce`] — the arithmetic, the same bits in every communicator.
@@ -11,8 +12,10 @@
 mod call;
 mod capabilities;
 pub mod exchange;
+pub mod letter;
 mod meeting;
 mod pattern;
+pub mod post;
 pub mod reduce;
 
 use std::{
@@ -24,6 +27,7 @@ use std::{
 
 pub use call::{Call, Descriptor};
 pub use capabilities::{Capabilities, Capture, Placement};
+pub use letter::Letter;
 pub use meeting::Meeting;
 pub use pattern::{Action, Pattern, Ranks};
 
@@ -53,12 +57,18 @@ pub trait Communicator: Send {
     /// Goes on with the started call as far as it can without waiting.
     fn poll(&mut self) -> Result<Progress>;
 
-    /// Sleeps until something may have changed for the started call, but no longer than `at_most`.
+    /// Sleeps until something may have changed for the started call, or for a letter of this communicator's post, but
+    /// no longer than `at_most`.
     fn rest(&mut self, at_most: Duration);
 
     /// Whether the started call cannot end before `rank` does something: such a rank is named when the deadline
     /// passes, and its death fails the call.
     fn awaits(&mut self, rank: u32) -> bool;
+
+    /// How this communicator carries letters, beside calls; `None` if it carries none.
+    fn post(&mut self) -> Option<&mut dyn post::Post> {
+        None
+    }
 }
 
 /// A future that the waiting loops of this crate poll; none needs a waker.

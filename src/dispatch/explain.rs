@@ -53,7 +53,7 @@ impl Plan {
         let _ = writeln!(text, "{call} | group {group:?}, {size} ranks, {hosts} | plan {digest:016x}");
         match self.choose(call) {
             Some(choice) => {
-                let (communicator, algorithm) = self.name(choice);
+                let (communicator, algorithm) = self.name_for(call, choice);
                 let _ = writeln!(text, "  served by {communicator}/{algorithm}: {}", self.why(call));
             }
             None => {
@@ -66,7 +66,7 @@ impl Plan {
             let who = range.choice.map_or_else(
                 || "nothing".to_owned(),
                 |choice| {
-                    let (communicator, algorithm) = self.name(choice);
+                    let (communicator, algorithm) = self.name_for(call, choice);
                     format!("{communicator}/{algorithm}")
                 },
             );
@@ -82,7 +82,7 @@ impl Plan {
 
     fn explain_as_json(&self, group: &str, call: &Descriptor) -> String {
         let name = |choice| {
-            let (communicator, algorithm) = self.name(choice);
+            let (communicator, algorithm) = self.name_for(call, choice);
             json!({ "communicator": communicator, "algorithm": algorithm })
         };
         let mut from = 0;

@@ -186,6 +186,12 @@ impl Plan {
         self.digest = self.take_digest();
     }
 
+    /// What a candidate and its way are called in the explanation of a call: letters all go by its post.
+    pub(super) fn name_for(&self, call: &Descriptor, choice: Choice) -> (&'static str, &'static str) {
+        let (communicator, algorithm) = self.name(choice);
+        (communicator, if call.collective.is_letter() { "post" } else { algorithm })
+    }
+
     /// The ranges for one kind of call: in each stretch of sizes, the first candidate that serves it.
     fn list(&self, call: &Descriptor) -> Vec<Range> {
         let able: Vec<_> = self
@@ -200,6 +206,8 @@ impl Plan {
             .collect();
         let mut ends: Vec<u64> = able
             .iter()
+            // A receive knows no size before its message comes, so letters have no ranges.
+            .filter(|_| !call.collective.is_letter())
             .flat_map(|(_, candidate, most)| candidate.algorithms.iter().map(|a| a.up_to.min(*most)))
             .chain([u64::MAX])
             .collect();

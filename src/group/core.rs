@@ -1,4 +1,5 @@
-//! What is inside a group: its communicators, the operation that is going on, and those queued behind it.
+//! What is inside a group: its communicators, the operation that is going on, and those queued behind it; and, beside
+//! them, the letters that are under way.
 //!
 //! Operations of a group run one after the other, in the order in which they were started, which is the same on all
 //! ranks. Each is a call, served by the communicator that the plan names, or a task of the control plane (making
@@ -11,20 +12,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::gate::Collapse;
+use super::{gate::Collapse, letters::Letters};
 use crate::{
     bootstrap::{Members, members::nap, session::SLICE},
-    communicator::{Call, Descriptor, Placement, Progress, Task},
+    communicator::{Call, Descriptor, Letter, Placement, Progress, Task, post::Delivery},
     config::Timeout,
     dispatch::{Communicators, Plan, Standing},
     dtype::Collective,
     error::{Error, Failure, Result, Status},
 };
 
+/// How long a thread sleeps that waits for several things of which no single bell wakes it.
+pub(super) const SHORT_NAP: Duration = Duration::from_micros(100);
+
 /// Something to be done in a group.
 pub(super) enum Work {
     /// A collective call; the timeout is resolved.
     Call(Call, Timeout),
+    /// A letter, which goes beside the others; the timeout is resolved.
+    Letter(Letter, Timeout),
     /// A task of the control plane.
     Task(Task<Outcome>),
 }
@@ -41,6 +47,8 @@ pub(super) enum Outcome {
 #[derive(Default)]
 pub(super) struct Ticket {
     outcome: OnceLock<Result<()>>,
+    /// Elements received, where that is what was started; set before the outcome.
+    received: OnceLock<u64>,
 }
 
 impl Ticket {
@@ -49,8 +57,20 @@ impl Ticket {
         self.outcome.get().cloned()
     }
 
+    /// Elements that a receive which is over has got.
+    pub(super) fn received(&self) -> Option<u64> {
+        self.outcome.get().and_then(|_| self.received.get().copied())
+    }
+
     fn complete(&self, outcome: Result<()>) {
         let _ = self.outcome.set(outcome);
+    }
+
+    pub(super) fn complete_letter(&self, received: Delivery) {
+        if let Ok(count) = &received {
+            let _ = self.received.set(*count);
+        }
+        self.complete(received.map(|_| ()));
     }
 }
 
@@ -65,6 +85,7 @@ pub(super) struct Core {
     sequence: u64,
     active: Option<Active>,
     queue: VecDeque<Queued>,
+    letters: Letters,
     /// When deadlines and lives were last looked at.
     looked: Option<Instant>,
 }
@@ -103,12 +124,27 @@ unsafe impl Send for Staging {}
 impl Core {
     pub(super) fn new(members: Arc<Members>, shown: Arc<Mutex<Arc<Plan>>>, communicators: Communicators) -> Self {
         let plan = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Core { members, plan, shown, communicators, sequence: 0, active: None, queue: VecDeque::new(), looked: None }
+        Core {
+            members,
+            plan,
+            shown,
+            communicators,
+            sequence: 0,
+            active: None,
+            queue: VecDeque::new(),
+            letters: Letters::default(),
+            looked: None,
+        }
     }
 
-    /// Whether nothing is going on or queued.
+    /// Whether nothing is going on or queued, letters included.
     pub(super) fn is_idle(&self) -> bool {
-        self.active.is_none() && self.queue.is_empty()
+        !self.is_in_call() && self.letters.is_empty()
+    }
+
+    /// Whether a call or a task is going on or queued.
+    pub(super) fn is_in_call(&self) -> bool {
+        self.active.is_some() || !self.queue.is_empty()
     }
 
     /// Whether what is going on is a task of the control plane: looking at one costs system calls, and what it awaits
@@ -117,10 +153,10 @@ impl Core {
         matches!(self.active, Some(Active { doing: Doing::Task(_), .. }))
     }
 
-    /// Begins a blocking call of an idle core. `Some` if it is over already.
+    /// Begins a blocking call, of a core that is in none. `Some` if it is over already.
     #[inline]
     pub(super) fn begin(&mut self, call: Call, timeout: Timeout) -> Option<Result<()>> {
-        debug_assert!(self.is_idle());
+        debug_assert!(!self.is_in_call());
         match self.start(call, timeout) {
             Ok((Progress::Done, doing)) => Some(self.finish(doing)),
             Ok((_, doing)) => {
@@ -131,10 +167,36 @@ impl Core {
         }
     }
 
-    /// Queues work behind what is going on.
+    /// Begins a letter of the blocking call; all of it that is under way is over if this fails.
+    #[inline]
+    pub(super) fn begin_letter(&mut self, letter: Letter, timeout: Timeout) -> Result<()> {
+        self.members.hear();
+        let begun = self.letters.begin((&self.members, &self.plan, &mut self.communicators), letter, timeout, None);
+        if begun.is_err() && !self.letters.is_empty() {
+            self.poll_letters(false);
+        }
+        begun
+    }
+
+    /// How the letters of the blocking call ended, once all have: how many elements came.
+    #[inline]
+    pub(super) fn letters_outcome(&mut self) -> Option<Delivery> {
+        self.letters.take_outcome()
+    }
+
+    /// Queues work behind what is going on; a letter goes beside it.
     pub(super) fn enqueue(&mut self, work: Work) -> Arc<Ticket> {
         let ticket = Arc::new(Ticket::default());
-        self.queue.push_back(Queued { work, ticket: ticket.clone(), since: Instant::now() });
+        match work {
+            Work::Letter(letter, timeout) => {
+                self.members.hear();
+                let inside = (&*self.members, &*self.plan, &mut self.communicators);
+                if let Err(error) = self.letters.begin(inside, letter, timeout, Some(ticket.clone())) {
+                    ticket.complete(Err(error));
+                }
+            }
+            work => self.queue.push_back(Queued { work, ticket: ticket.clone(), since: Instant::now() }),
+        }
         self.advance(false);
         ticket
     }
@@ -143,13 +205,38 @@ impl Core {
     /// deadline and the lives of those awaited.
     #[inline]
     pub(super) fn poll_call(&mut self, look: bool) -> Result<Result<()>, Progress> {
-        self.poll_active(look).map(|(_, outcome)| outcome)
+        let moved = self.poll_letters(look);
+        self.poll_active(look)
+            .map(|(_, outcome)| outcome)
+            .map_err(|progress| if moved { Progress::Moved } else { progress })
     }
 
     /// Goes on with what is going on, and begins what is queued behind it. Says whether anything moved.
     pub(super) fn advance(&mut self, look: bool) -> bool {
-        let mut moved = false;
         let look = look && self.is_time_to_look();
+        let moved = self.poll_letters(look);
+        self.advance_calls(look) || moved
+    }
+
+    /// Goes on with everything for whoever waits for the letters of the blocking call.
+    #[inline]
+    pub(super) fn poll_exchange(&mut self, look: bool) -> Result<Delivery, Progress> {
+        let moved = self.poll_letters(look);
+        let others = self.is_in_call() && {
+            let look = look && self.is_time_to_look();
+            self.advance_calls(look)
+        };
+        self.letters.take_outcome().ok_or(if moved || others { Progress::Moved } else { Progress::Pending })
+    }
+
+    /// Goes on with the letters, and says whether anything moved.
+    #[inline]
+    fn poll_letters(&mut self, look: bool) -> bool {
+        self.letters.poll(&self.members, &mut self.communicators, look)
+    }
+
+    fn advance_calls(&mut self, look: bool) -> bool {
+        let mut moved = false;
         loop {
             if self.active.is_none() {
                 let Some(next) = self.queue.pop_front() else { return moved };
@@ -175,15 +262,20 @@ impl Core {
 
     /// Sleeps until something may have changed for what is going on.
     pub(super) fn rest(&mut self, at_most: Duration) {
-        let waited =
-            self.active.as_ref().and_then(|active| active.since).map_or(Duration::ZERO, |since| since.elapsed());
+        let active = self.active.as_ref().map(|active| active.since.map_or(Duration::ZERO, |since| since.elapsed()));
+        // The one that has waited least decides how soon the world is looked at again.
+        let waited = active.into_iter().chain(self.letters.waited()).min().unwrap_or_default();
         let at_most = at_most.min(nap(waited));
         match &self.active {
             Some(Active { doing: Doing::Call { candidate, .. }, .. }) => {
+                // No single bell wakes for two communicators.
+                let at_most = if self.letters.are_all_with(*candidate) { at_most } else { at_most.min(SHORT_NAP) };
                 if let Some(communicator) = &mut self.communicators[*candidate] {
                     communicator.rest(at_most);
                 }
             }
+            Some(_) if !self.letters.is_empty() => self.members.endpoint().wait(at_most.min(SHORT_NAP)),
+            None if let Some(post) = self.letters.post(&mut self.communicators) => post.rest(at_most),
             _ => self.members.endpoint().wait(at_most.min(SLICE)),
         }
     }
@@ -201,6 +293,9 @@ impl Core {
     fn launch(&mut self, queued: Queued) {
         let doing = match queued.work {
             Work::Task(task) => Doing::Task(task),
+            Work::Letter(..) => {
+                return queued.ticket.complete(Err(Error::Internal("a letter was queued behind a call".into())));
+            }
             Work::Call(call, timeout) => match self.start(call, timeout) {
                 Ok((Progress::Done, doing)) => {
                     let outcome = self.finish(doing);
@@ -370,6 +465,7 @@ impl Collapse for Core {
         for ticket in tickets.chain(self.queue.drain(..).map(|queued| queued.ticket)) {
             ticket.complete(Err(failure.clone().into()));
         }
+        self.letters.let_go(&mut self.communicators, &failure.into());
     }
 }
 

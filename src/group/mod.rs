@@ -3,6 +3,7 @@
 //! * this page — [`Group`], what a caller sees;
 //! * [`core`](self) — the operation that is going on and those behind it; `gate` — who may touch it;
 //! * `wait` — how a thread spends the time until its peers come;
+//! * `letters` — messages from rank to rank, beside the calls;
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
 //! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
 //! * `create` — how groups come to be.
@@ -12,6 +13,7 @@ mod core;
 mod create;
 mod gate;
 pub mod layout;
+mod letters;
 mod request;
 mod wait;
 
@@ -31,7 +33,7 @@ use self::{
 pub use crate::bootstrap::fork::forked;
 use crate::{
     bootstrap::Members,
-    communicator::{Call, Descriptor, Placement},
+    communicator::{Call, Descriptor, Letter, Placement, post::Delivery},
     config::{GroupOptions, Timeout, WorldOptions},
     dispatch::{Format, Plan, Standing},
     dtype::{Collective, DType, Op},
@@ -174,12 +176,12 @@ impl Group {
     pub fn run(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<()> {
         let timeout = timeout.or(self.options.timeout);
         if batch::is_open() {
-            batch::checked(self.refuse_unserved(&call))?;
+            batch::checked(self.refuse_unserved(&call.descriptor))?;
             batch::push(self, Work::Call(call, timeout));
             return Ok(());
         }
         let mut core = self.enter()?;
-        if !core.is_idle() {
+        if core.is_in_call() {
             let _occupied = self.occupy();
             let ticket = core.enqueue(Work::Call(call, timeout));
             drop(core);
@@ -193,7 +195,57 @@ impl Group {
 
     /// Starts a call, behind those that were started before it.
     pub fn start(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<Arc<Request>> {
-        Request::start(self, call, timeout)
+        Request::start(self, Work::Call(call, timeout.or(self.options.timeout)))
+    }
+
+    /// Sends and receives, all letters at once, and waits for all of them; in a batch, writes them down. Says how many
+    /// elements were received (0 in a batch).
+    ///
+    /// Letters take no turn among the group's calls; see [`crate::communicator::post`] for how they meet. A message that
+    /// does not fit its receive, or is of another dtype, is a `MISMATCH` that leaves the group alive; every other error
+    /// fails it, but for those that are found before anything happens.
+    #[inline]
+    pub fn exchange(self: &Arc<Self>, letters: &[Letter], timeout: Timeout) -> Delivery {
+        let timeout = timeout.or(self.options.timeout);
+        if batch::is_open() {
+            for letter in letters {
+                batch::checked(self.refuse_letter(letter))?;
+            }
+            letters.iter().for_each(|letter| batch::push(self, Work::Letter(*letter, timeout)));
+            return Ok(0);
+        }
+        letters.iter().try_for_each(|letter| self.check_peer(letter))?;
+        let mut core = self.enter()?;
+        let mut begun = Ok(());
+        for letter in letters {
+            begun = begun.and_then(|()| core.begin_letter(*letter, timeout));
+        }
+        let outcome = match core.letters_outcome() {
+            Some(outcome) => outcome,
+            None => wait::for_letters(self, &mut core),
+        };
+        begun.and(outcome)
+    }
+
+    /// Starts a letter, beside everything else. [`Request::received`] says how many elements came.
+    pub fn post(self: &Arc<Self>, letter: Letter, timeout: Timeout) -> Result<Arc<Request>> {
+        Request::start(self, Work::Letter(letter, timeout.or(self.options.timeout)))
+    }
+
+    /// Sends bytes to `peer` and waits until the memory may be used again.
+    pub fn send_bytes(self: &Arc<Self>, bytes: &[u8], peer: u32, tag: i64, timeout: Timeout) -> Result<()> {
+        refuse_batch()?;
+        // SAFETY: the slice is borrowed until the letter is over, which it is when `exchange` returns without a batch.
+        let letter = unsafe { Letter::send(peer, tag, DType::Bytes, bytes.as_ptr(), bytes.len() as u64) };
+        self.exchange(&[letter], timeout).map(drop)
+    }
+
+    /// Receives up to as many bytes as there is room for from `peer`, waits for them, and says how many came.
+    pub fn receive_bytes(self: &Arc<Self>, room: &mut [u8], peer: u32, tag: i64, timeout: Timeout) -> Result<usize> {
+        refuse_batch()?;
+        // SAFETY: as in `send_bytes`.
+        let letter = unsafe { Letter::receive(peer, tag, DType::Bytes, room.as_mut_ptr(), room.len() as u64) };
+        self.exchange(&[letter], timeout).map(|count| count as usize)
     }
 
     /// Where the communicator that serves this all_reduce can put its result without staging.
@@ -268,10 +320,23 @@ impl Group {
     }
 
     /// What can be refused before anything is published.
-    fn refuse_unserved(&self, call: &Call) -> Result<()> {
+    fn refuse_unserved(&self, descriptor: &Descriptor) -> Result<()> {
         self.members.check()?;
         let plan = self.plan();
-        plan.choose(&call.descriptor).map(|_| ()).ok_or_else(|| plan.refusal(&call.descriptor))
+        plan.choose(descriptor).map(|_| ()).ok_or_else(|| plan.refusal(descriptor))
+    }
+
+    fn refuse_letter(&self, letter: &Letter) -> Result<()> {
+        self.check_peer(letter)?;
+        self.refuse_unserved(&letter.descriptor())
+    }
+
+    #[inline]
+    fn check_peer(&self, letter: &Letter) -> Result<()> {
+        match letter.peer() < self.size() {
+            true => Ok(()),
+            false => Err(Error::invalid(format_args!("{letter}: the group has {} ranks", self.size()))),
+        }
     }
 
     /// Options of a group made from this one: what they leave open is inherited.
@@ -292,6 +357,14 @@ impl Group {
         {
             core.advance(true);
         }
+    }
+}
+
+/// For what may not outlive its call.
+fn refuse_batch() -> Result<()> {
+    match batch::is_open() {
+        true => Err(Error::usage("borrowed memory cannot stand in a batch, whose end may outlive it: use Letter")),
+        false => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     wait,
 };
 use crate::{
-    communicator::{Call, Progress},
+    communicator::Progress,
     config::Timeout,
     error::{Error, Failure, Result, Status},
 };
@@ -17,22 +17,28 @@ use crate::{
 pub struct Request {
     group: Arc<Group>,
     ticket: Arc<Ticket>,
+    is_receive: bool,
 }
 
 impl Request {
-    pub(super) fn start(group: &Arc<Group>, call: Call, timeout: Timeout) -> Result<Arc<Self>> {
+    pub(super) fn start(group: &Arc<Group>, work: Work) -> Result<Arc<Self>> {
         if batch::is_open() {
             return Err(Error::usage(
                 "a request cannot be started in a batch, whose calls begin and end together: start it without, or \
                  give no request",
             ));
         }
-        group.refuse_unserved(&call)?;
-        let ticket = group.enter()?.enqueue(Work::Call(call, timeout.or(group.options.timeout)));
+        match &work {
+            Work::Call(call, _) => group.refuse_unserved(&call.descriptor)?,
+            Work::Letter(letter, _) => group.refuse_letter(letter)?,
+            Work::Task(_) => {}
+        }
+        let is_receive = matches!(&work, Work::Letter(letter, _) if !letter.is_send());
+        let ticket = group.enter()?.enqueue(work);
         if ticket.outcome().is_none() {
             wait::started(group);
         }
-        Ok(Arc::new(Request { group: group.clone(), ticket }))
+        Ok(Arc::new(Request { group: group.clone(), ticket, is_receive }))
     }
 
     /// Whether the call is over: executed, not merely begun. Also goes on with it.
@@ -44,6 +50,16 @@ impl Request {
             wait::advance_started(false);
         }
         self.ticket.outcome().map_or(Ok(Progress::Pending), |outcome| outcome.map(|()| Progress::Done))
+    }
+
+    /// Whether this is a receive, which gets a number of elements.
+    pub fn is_receive(&self) -> bool {
+        self.is_receive
+    }
+
+    /// Elements that came, if this is a receive that is over and did not fail.
+    pub fn received(&self) -> Option<u64> {
+        self.ticket.received()
     }
 
     /// Waits for the call, but no longer than `timeout` (the default: the group's); then it is still `Pending`.

@@ -16,11 +16,11 @@ use std::{
 
 use super::{
     Group,
-    core::{Core, Ticket},
+    core::{Core, SHORT_NAP, Ticket},
 };
 use crate::{
     bootstrap::{Members, control},
-    communicator::Progress,
+    communicator::{Progress, post::Delivery},
     config::Timeout,
     error::Result,
     sync::spin_loop,
@@ -35,8 +35,6 @@ const SPINS_CROWDED: u32 = 20;
 const YIELDS: u32 = 50;
 /// Turns of a waiting loop between two looks at the clock while things move.
 const DEADLINE_TURNS: u64 = 64;
-/// How long a thread that drives several groups sleeps: no single bell wakes it for all of them.
-const SHORT_NAP: Duration = Duration::from_micros(100);
 
 thread_local! {
     /// Groups in which this thread has started operations that may not be over. The operations' requests keep them.
@@ -85,10 +83,21 @@ impl Patience {
 
 /// Waits for the blocking call that was begun in the core of `group`.
 pub(super) fn for_call(group: &Arc<Group>, core: &mut Core) -> Result<()> {
+    until(group, core, Core::poll_call)
+}
+
+/// Waits for the letters of the blocking call in the core of `group`.
+pub(super) fn for_letters(group: &Arc<Group>, core: &mut Core) -> Delivery {
+    until(group, core, Core::poll_exchange)
+}
+
+/// Waits for what `poll` says the outcome of.
+#[inline]
+fn until<T>(group: &Arc<Group>, core: &mut Core, poll: impl Fn(&mut Core, bool) -> Result<T, Progress>) -> T {
     let mut patience = Patience::new(&group.members);
     let mut look = false;
     loop {
-        match core.poll_call(look) {
+        match poll(core, look) {
             Ok(outcome) => return outcome,
             Err(Progress::Moved) => patience.renew(),
             Err(_) => {}

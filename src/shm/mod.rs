@@ -1,6 +1,7 @@
 //! The shared-memory communicator: ranks of one host, through memory they all map.
 //!
 //! * [`segment`] — where everything lies, and the counters by which slots are handed over;
+//! * [`post`] — messages from rank to rank;
 //! * this page — the two algorithms, and how the communicator is made.
 //!
 //! | algorithm | contribution | how |
@@ -13,6 +14,7 @@
 
 #[cfg(all(test, loom))]
 mod model;
+mod post;
 mod segment;
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -24,8 +26,9 @@ use crate::{
     communicator::{
         Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
         exchange::{self, Exchange, Lanes},
+        post::Post,
     },
-    dtype::{OPS, REDUCIBLE},
+    dtype::{COLLECTIVES, OPS, REDUCIBLE},
     error::{Error, Result},
     sync::writes,
 };
@@ -53,7 +56,7 @@ impl Provider for Shm {
         if let Some(why) = members.unshared() {
             return Err(format!("no memory could be shared: {why}"));
         }
-        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        let mut capabilities = Capabilities::new(&COLLECTIVES, &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;
         capabilities.rank_order = true;
         capabilities.detects_mismatch = true;
@@ -64,16 +67,16 @@ impl Provider for Shm {
 
     fn create(&self, members: Arc<Members>, deadline: Option<std::time::Instant>) -> Task<Box<dyn Communicator>> {
         Box::pin(async move {
-            let mapping = share(&members, deadline).await?;
-            Ok(Box::new(Communication::new(members, mapping)) as Box<dyn Communicator>)
+            let (mapping, fd) = share(&members, deadline).await?;
+            Ok(Box::new(Communication::new(members, mapping, Some(fd))) as Box<dyn Communicator>)
         })
     }
 }
 
 /// Makes the segment together: the first rank makes the memfd, every rank maps it and commits its own part, so
 /// that the part's pages come from the memory next to the rank.
-async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> Result<Arc<Mapping>> {
-    let bytes = Segment::bytes(members.size());
+async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> Result<(Arc<Mapping>, OwnedFd)> {
+    let bytes = Segment::bytes(members.size()) + post::bytes(members.size());
     let mut session = members.session(deadline, format!("shared memory of group {:?}", members.name()));
     let mapped = share_in(&mut session, members, bytes).await;
     match mapped {
@@ -87,7 +90,11 @@ async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> 
 }
 
 /// The outer error is the session's, and ends the making of the group; the inner one only this communicator's.
-async fn share_in(session: &mut Session, members: &Members, bytes: usize) -> Result<Result<Arc<Mapping>>> {
+async fn share_in(
+    session: &mut Session,
+    members: &Members,
+    bytes: usize,
+) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
     let made: Result<Option<OwnedFd>> = match members.rank() {
         0 => Mapping::create("tutti-shm", bytes).map(Some),
         _ => Ok(None),
@@ -102,7 +109,9 @@ async fn share_in(session: &mut Session, members: &Members, bytes: usize) -> Res
     Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| {
         let mine = Segment::part(members.rank());
         Mapping::commit(fd, mine.start, mine.len())?;
-        Mapping::open(fd, bytes)
+        post::commit(fd, Segment::bytes(members.size()), members.rank(), members.size())?;
+        let kept = fd.try_clone().map_err(|error| Error::Unsupported(format!("cannot keep shared memory: {error}")))?;
+        Ok((Mapping::open(fd, bytes)?, kept))
     }))
 }
 
@@ -111,6 +120,7 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Segment>,
+    letters: post::Letters,
     /// The inline call that is going on.
     inline: Option<Inline>,
     sources: Vec<*const u8>,
@@ -128,11 +138,15 @@ struct Inline {
 unsafe impl Send for Communication {}
 
 impl Communication {
-    fn new(members: Arc<Members>, mapping: Arc<Mapping>) -> Self {
-        let segment = Segment::new(members.clone(), mapping);
+    /// In a mapping of the segment and, behind it, the post; `fd` is what is mapped, if parts of it are still to be
+    /// committed.
+    fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>) -> Self {
+        let segment = Segment::new(members.clone(), mapping.clone());
+        let wire = post::Memory::new(members.clone(), mapping, Segment::bytes(members.size()), fd);
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),
+            letters: post::Letters::new(members.clone(), wire),
             inline: None,
             sources: Vec::with_capacity(members.size() as usize),
             outcome: None,
@@ -212,13 +226,17 @@ impl Communicator for Communication {
         let doze = members.doze();
         // The look between "I am about to sleep" and sleeping, which makes a lost wake-up impossible.
         match self.advance() {
-            Ok(Progress::Pending) if members.check().is_ok() => doze.sleep(at_most),
+            Ok(Progress::Pending) if self.letters.is_still() && members.check().is_ok() => doze.sleep(at_most),
             outcome => self.outcome = Some(outcome),
         }
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
         self.meeting.awaits(rank) || self.inline.is_none() && self.exchange.awaits(rank)
+    }
+
+    fn post(&mut self) -> Option<&mut dyn Post> {
+        Some(&mut self.letters)
     }
 }
 

@@ -93,7 +93,7 @@ fn model_three_ranks_meet_as_two_do() {
 
 fn communications(size: u32, bug: &'static str) -> Vec<(Arc<Members>, Communication, &'static str)> {
     let mapping = Segment::for_model(size);
-    let one = |members: Arc<Members>| (members.clone(), Communication::new(members, mapping.clone()), bug);
+    let one = |members: Arc<Members>| (members.clone(), Communication::new(members, mapping.clone(), None), bug);
     members(size).into_iter().map(one).collect()
 }
 

@@ -7,6 +7,8 @@
 //! peer that has not yet entered the call holds a few chunks in its mailbox and never more, and one that has what
 //! it wants is never waited for.
 
+mod post;
+
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -21,8 +23,9 @@ use crate::{
     communicator::{
         Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
         exchange::{Exchange, Lanes, protocol_error},
+        post::Post,
     },
-    dtype::{OPS, REDUCIBLE},
+    dtype::{COLLECTIVES, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
@@ -48,7 +51,7 @@ impl Provider for Sockets {
     }
 
     fn probe(&self, _: &Members) -> Result<Capabilities, String> {
-        let mut capabilities = Capabilities::new(&Pattern::collectives(), &REDUCIBLE, &OPS);
+        let mut capabilities = Capabilities::new(&COLLECTIVES, &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;
         capabilities.rank_order = true;
         capabilities.detects_mismatch = true;
@@ -67,6 +70,7 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Messages>,
+    letters: post::Letters,
 }
 
 impl Communication {
@@ -80,6 +84,7 @@ impl Communication {
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), lanes),
+            letters: post::Letters::new(members.clone()),
             members,
         }
     }
@@ -106,6 +111,10 @@ impl Communicator for Communication {
 
     fn awaits(&mut self, rank: u32) -> bool {
         self.meeting.awaits(rank) || self.exchange.awaits(rank)
+    }
+
+    fn post(&mut self) -> Option<&mut dyn Post> {
+        Some(&mut self.letters)
     }
 }
 

@@ -3,16 +3,17 @@
 //! A communicator joins by one line at the end of this file.
 
 mod harness;
+mod letters;
 mod oracle;
 mod promises;
 
 macro_rules! keeps {
-    ($communicator:ident: $($promise:ident)*) => {
+    ($communicator:ident: $($room:ident::$promise:ident)*) => {
         mod $communicator {
             $(
                 #[test]
                 fn $promise() {
-                    crate::promises::$promise(stringify!($communicator));
+                    crate::$room::$promise(stringify!($communicator));
                 }
             )*
         }
@@ -22,22 +23,35 @@ macro_rules! keeps {
 macro_rules! keep_all_promises {
     ($($communicator:ident)*) => {
         $(keeps! { $communicator:
-            all_reduce_is_right_for_every_dtype_and_op
-            all_reduce_is_right_at_every_size_and_world
-            every_collective_moves_what_it_should
-            a_barrier_waits_for_everybody
-            ranks_that_disagree_get_mismatch_and_no_output
-            an_abort_reaches_every_waiting_rank_within_10_ms
-            a_missing_rank_is_named_at_the_deadline
-            a_rank_that_left_is_lost_but_what_it_delivered_stays
-            one_thread_starts_on_all_ranks_and_waits_in_reverse
-            a_request_that_nobody_joins_stays_in_progress
-            a_second_thread_in_the_same_group_is_told_so
-            a_rank_that_stops_in_a_large_sliced_call_is_named
-            an_abort_ends_the_making_of_a_group_too
-            a_batch_that_is_refused_begins_nothing
-            ranks_change_their_plan_together
-            a_communicator_says_what_it_can
+            promises::all_reduce_is_right_for_every_dtype_and_op
+            promises::all_reduce_is_right_at_every_size_and_world
+            promises::every_collective_moves_what_it_should
+            promises::a_barrier_waits_for_everybody
+            promises::ranks_that_disagree_get_mismatch_and_no_output
+            promises::an_abort_reaches_every_waiting_rank_within_10_ms
+            promises::a_missing_rank_is_named_at_the_deadline
+            promises::a_rank_that_left_is_lost_but_what_it_delivered_stays
+            promises::one_thread_starts_on_all_ranks_and_waits_in_reverse
+            promises::a_request_that_nobody_joins_stays_in_progress
+            promises::a_second_thread_in_the_same_group_is_told_so
+            promises::a_rank_that_stops_in_a_large_sliced_call_is_named
+            promises::an_abort_ends_the_making_of_a_group_too
+            promises::a_batch_that_is_refused_begins_nothing
+            promises::ranks_change_their_plan_together
+            promises::a_communicator_says_what_it_can
+            letters::a_message_arrives_as_it_was_sent
+            letters::messages_keep_their_order_by_tag_and_overtake_other_tags
+            letters::receives_posted_first_get_the_messages_in_order
+            letters::large_messages_may_cross
+            letters::letters_and_calls_do_not_wait_for_each_other
+            letters::a_message_that_does_not_fit_harms_nothing_else
+            letters::a_rank_may_write_to_itself
+            letters::a_receive_nobody_sends_to_names_the_rank
+            letters::an_abort_ends_letters_within_10_ms
+            letters::a_rank_that_left_is_lost_to_those_who_wait_for_its_letters
+            letters::one_thread_carries_the_letters_of_several_ranks
+            letters::a_flood_of_unasked_messages_is_bounded_and_arrives
+            letters::letters_are_explained_and_borrowed_ones_kept_out_of_batches
         })*
     };
 }

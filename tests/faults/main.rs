@@ -6,6 +6,7 @@
 mod abort;
 mod death;
 mod forks;
+mod letters;
 mod lifecycle;
 mod refusals;
 mod sandbox;

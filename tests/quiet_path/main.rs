@@ -19,12 +19,12 @@ use std::{
 use counters::{Quiet, allocations_and_records};
 use tutti::{
     capi::{
-        collectives::{tutti_all_gather, tutti_all_reduce, tutti_barrier, tutti_broadcast},
+        collectives::{tutti_all_gather, tutti_all_reduce, tutti_barrier, tutti_broadcast, tutti_sendrecv},
         request::{tutti_request_free, tutti_request_wait, tutti_start},
         types::{tutti_call_t, tutti_group_t},
         world::tutti_world_create_local,
     },
-    communicator::{Call, Descriptor},
+    communicator::{Call, Descriptor, Letter},
     config::{GroupOptions, Selection, Timeout, WorldOptions},
     dtype::{Collective, DType, Op},
     group::Group,
@@ -47,9 +47,11 @@ enum What {
     Broadcast,
     AllGather,
     Barrier,
+    /// A message to the next rank and one from the rank before, which with one rank is the rank itself.
+    Letters,
 }
 
-const EVERYTHING: [What; 4] = [What::AllReduce, What::Broadcast, What::AllGather, What::Barrier];
+const EVERYTHING: [What; 5] = [What::AllReduce, What::Broadcast, What::AllGather, What::Barrier, What::Letters];
 
 /// One rank: a group to call from Rust, another to call from C, and memory for both.
 struct Rank {
@@ -74,12 +76,34 @@ fn world(size: u32) -> Vec<Rank> {
 }
 
 impl Rank {
+    /// The ranks after and before this one.
+    fn neighbours(&self) -> (u32, u32) {
+        let (rank, size) = (self.group.rank(), self.group.size());
+        ((rank + 1) % size, (rank + size - 1) % size)
+    }
+
+    fn letters(&mut self, count: usize) -> [Letter; 2] {
+        let ((to, from), count) = (self.neighbours(), count as u64);
+        // SAFETY: both buffers hold what the largest call needs, and whoever asks waits for both letters.
+        unsafe {
+            [
+                Letter::send(to, 0, DType::Float32, self.send.as_ptr().cast(), count),
+                Letter::receive(from, 0, DType::Float32, self.recv.as_mut_ptr().cast(), count),
+            ]
+        }
+    }
+
     fn call_from_rust(&mut self, what: What, count: usize) {
+        if what == What::Letters {
+            let letters = self.letters(count);
+            assert_eq!(self.group.exchange(&letters, Timeout::Default).unwrap(), count as u64);
+            return;
+        }
         let (collective, count) = match what {
             What::AllReduce => (Collective::AllReduce, count),
             What::Broadcast => (Collective::Broadcast, count),
             What::AllGather => (Collective::AllGather, count),
-            What::Barrier => (Collective::Barrier, 0),
+            What::Barrier | What::Letters => (Collective::Barrier, 0),
         };
         let dtype = if what == What::Barrier { DType::Bytes } else { DType::Float32 };
         let descriptor = Descriptor { collective, dtype, op: Op::Sum, root: 0, flags: 0, count: count as u64 };
@@ -90,6 +114,7 @@ impl Rank {
     fn call_from_c(&mut self, what: What, count: usize) {
         let (group, send, recv) = (self.handle, self.send.as_ptr().cast(), self.recv.as_mut_ptr().cast());
         let (float32, sum) = (DType::Float32 as i32, Op::Sum as i32);
+        let (to, from) = self.neighbours();
         // SAFETY: both buffers hold what the largest call of this world needs.
         let status = unsafe {
             match what {
@@ -97,6 +122,10 @@ impl Rank {
                 What::Broadcast => tutti_broadcast(group, send, recv, count, float32, 0, ptr::null_mut()),
                 What::AllGather => tutti_all_gather(group, send, recv, count, float32, ptr::null_mut()),
                 What::Barrier => tutti_barrier(group, ptr::null_mut()),
+                What::Letters => {
+                    let (to, from) = (to as i32, from as i32);
+                    tutti_sendrecv(group, send, count, to, recv, count, from, float32, ptr::null_mut())
+                }
             }
         };
         assert_eq!(status, 0);
@@ -178,13 +207,16 @@ fn start_and_wait(ranks: &mut [Rank], what: What, count: usize) {
         What::Broadcast => Collective::Broadcast,
         What::AllGather => Collective::AllGather,
         What::Barrier => Collective::Barrier,
+        What::Letters => Collective::Send,
     };
     let mut requests = [ptr::null_mut(); 2];
     for (rank, request) in ranks.iter_mut().zip(&mut requests) {
+        let receives = what == What::Letters && rank.group.rank() == 1;
         // SAFETY: all zero is a call of nothing.
         let mut call: tutti_call_t = unsafe { std::mem::zeroed() };
         call.struct_size = size_of::<tutti_call_t>();
-        call.collective = collective as i32;
+        call.collective = if receives { Collective::Recv } else { collective } as i32;
+        call.peer = if what == What::Letters { 1 - rank.group.rank() as i32 } else { 0 };
         if what != What::Barrier {
             (call.dtype, call.send_count) = (DType::Float32 as i32, count);
             (call.send, call.recv) = (rank.send.as_ptr().cast(), rank.recv.as_mut_ptr().cast::<c_void>());
