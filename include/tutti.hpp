@@ -891,6 +891,53 @@ private:
     std::vector<std::size_t> dims_;
 };
 
+/// A plan carried out over a group. Destroying one that goes on aborts its group.
+class [[nodiscard]] Transfer {
+public:
+    Transfer(const TransferPlan &plan, GroupRef group) {
+        detail::check(tutti_transfer_create(plan.get(), group.get(), &raw_));
+    }
+    Transfer(Transfer &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)) {}
+    Transfer &operator=(Transfer &&other) noexcept {
+        std::swap(raw_, other.raw_);
+        return *this;
+    }
+    ~Transfer() {
+        if (raw_ != nullptr) tutti_transfer_destroy(raw_);
+    }
+
+    /// nullptr where this rank has no part. Strides in elements, one for every dimension; empty: contiguous.
+    void bind(std::size_t item, const void *source, void *target, const std::vector<std::int64_t> &source_strides = {},
+              const std::vector<std::int64_t> &target_strides = {}) {
+        detail::check(tutti_transfer_bind(raw_, item, source, source_strides.empty() ? nullptr : source_strides.data(),
+                                          target, target_strides.empty() ? nullptr : target_strides.data()));
+    }
+    void start(void *stream = nullptr) { detail::check(tutti_transfer_start(raw_, stream)); }
+    /// Whether it is over. Goes on without waiting.
+    [[nodiscard]] bool poll(tutti_transfer_progress_t *progress = nullptr) {
+        return is_over(tutti_transfer_poll(raw_, progress));
+    }
+    /// False if the timeout ended first.
+    bool wait(Timeout timeout = never) { return is_over(tutti_transfer_wait(raw_, timeout.count())); }
+    /// Bytes of a target that were written, and all that will be.
+    [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> written(std::size_t item) const {
+        std::pair<std::uint64_t, std::uint64_t> bytes;
+        detail::check(tutti_transfer_written(raw_, item, &bytes.first, &bytes.second));
+        return bytes;
+    }
+    void abort() { detail::check(tutti_transfer_abort(raw_)); }
+    [[nodiscard]] tutti_transfer_t *get() const noexcept { return raw_; }
+
+private:
+    static bool is_over(tutti_status_t status) {
+        if (status == TUTTI_IN_PROGRESS) return false;
+        detail::check(status);
+        return true;
+    }
+
+    tutti_transfer_t *raw_ = nullptr;
+};
+
 }  // namespace tutti
 
 #endif

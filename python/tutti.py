@@ -20,8 +20,8 @@ from enum import IntEnum
 
 __all__ = [
     "Batch", "Capture", "Collective", "DType", "Error", "Failure", "Group", "Mode", "Op", "Request", "Status",
-    "TransferItem", "TransferPlan", "TensorLayout", "World", "balanced", "library_path", "partial", "replicate", "shard",
-    "uneven", "set_log_callback", "unique_id", "version",
+    "TensorLayout", "Transfer", "TransferItem", "TransferPlan", "World", "balanced", "library_path", "partial",
+    "replicate", "set_log_callback", "shard", "uneven", "unique_id", "version",
 ]
 __version__ = "0.1.0"
 
@@ -209,6 +209,13 @@ class _TransferBucket(ctypes.Structure):
     ]
 
 
+class _TransferProgress(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("phase", c_int32), ("failed_rank", c_int32), ("buckets_done", c_uint64),
+        ("buckets", c_uint64), ("bytes_done", c_uint64), ("bytes", c_uint64), ("staged", c_uint64),
+    ]
+
+
 _LogFn = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p, c_char_p)
 _AllGatherFn = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t, c_void_p)
 _HANDLE, _OUT = c_void_p, POINTER(c_void_p)
@@ -277,6 +284,14 @@ _FUNCTIONS = {
     "transfer_plan_region": (_HANDLE, c_size_t, c_int32, c_int32, POINTER(c_uint64), POINTER(c_uint64),
                              POINTER(c_uint64)),
     "transfer_plan_report": (_HANDLE, c_int32, c_int32, *_TEXT),
+    "transfer_create": (_HANDLE, _HANDLE, _OUT),
+    "transfer_bind": (_HANDLE, c_size_t, c_void_p, POINTER(c_int64), c_void_p, POINTER(c_int64)),
+    "transfer_start": (_HANDLE, c_void_p),
+    "transfer_poll": (_HANDLE, POINTER(_TransferProgress)),
+    "transfer_wait": (_HANDLE, c_int64),
+    "transfer_written": (_HANDLE, c_size_t, POINTER(c_uint64), POINTER(c_uint64)),
+    "transfer_abort": (_HANDLE,),
+    "transfer_destroy": (_HANDLE,),
 }
 
 
@@ -1011,6 +1026,7 @@ class TransferPlan:
         options = _TransferOptions(struct_size=ctypes.sizeof(_TransferOptions), bucket_bytes=bucket_bytes,
                                    staging_bytes=staging_bytes, split_bytes=split_bytes, in_flight=in_flight)
         self._dims = [len(item.shape) for item in items]
+        self._dtypes = [(item.source.dtype, item.target.dtype) for item in items]
         self._handle = None
         self._handle = _out("transfer_plan_create", raw, len(items), size, byref(options))
 
@@ -1081,6 +1097,72 @@ class TransferPlan:
     def report(self, format="text", rank=-1):
         """The plan as "text", "json" or "svg", or as text what one rank does."""
         return _text("transfer_plan_report", self.handle, rank, ("text", "json", "svg").index(format))
+
+
+class Transfer:
+    """A plan carried out over a group. Destroying one that goes on aborts its group."""
+
+    def __init__(self, plan, group):
+        self._held = {}
+        self._handle = None
+        self._handle = _out("transfer_create", plan.handle, group.handle)
+        rank = group.rank
+        self._bytes = [
+            tuple(plan.region(item, side, rank)[2] * _SIZES[dtypes[side]] for side in (SOURCE, TARGET))
+            for item, dtypes in enumerate(plan._dtypes)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
+
+    def destroy(self):
+        handle, self._handle = self._handle, None
+        if handle:
+            _call("transfer_destroy", handle)
+        self._held = {}
+
+    def bind(self, item, source=None, target=None, *, source_strides=None, target_strides=None):
+        """Says where this rank's part of a tensor lies: buffers, or addresses of its first element. Strides are in
+        elements, one for every dimension; None: contiguous. The buffers are kept until they are bound anew."""
+        sides = []
+        for side, place, strides in ((SOURCE, source, source_strides), (TARGET, target, target_strides)):
+            buffer = None
+            if place is not None:
+                buffer = _Buffer(place, side == TARGET)
+                room = buffer.count * _SIZES[buffer.dtype] if buffer.count is not None else None
+                if room is not None and strides is None and item < len(self._bytes) and room < self._bytes[item][side]:
+                    raise ValueError(f"the buffer holds {room} bytes, but {self._bytes[item][side]} are needed")
+                self._held[item, side] = buffer
+            sides += [buffer.address if buffer else None, (c_int64 * len(strides))(*strides) if strides else None]
+        _call("transfer_bind", self._handle, item, *sides)
+
+    def start(self, stream=None):
+        _call("transfer_start", self._handle, _stream(stream))
+
+    def poll(self):
+        """Goes on without waiting. Whether it is over."""
+        return Request._done(_functions["transfer_poll"](self._handle, None))
+
+    def progress(self):
+        """Goes on without waiting, and says how far it is, as a dict, also after a failure."""
+        progress = _TransferProgress(struct_size=ctypes.sizeof(_TransferProgress))
+        _functions["transfer_poll"](self._handle, byref(progress))
+        return _numbers(progress)
+
+    def wait(self, timeout_ms=NEVER):
+        """Waits until it is over; False if timeout_ms ended first, and then nothing has failed."""
+        return Request._done(_functions["transfer_wait"](self._handle, timeout_ms))
+
+    def written(self, item):
+        """(bytes of a target that were written, all that will be)."""
+        written, all_bytes = c_uint64(), c_uint64()
+        _call("transfer_written", self._handle, item, byref(written), byref(all_bytes))
+        return written.value, all_bytes.value
+
+    def abort(self):
+        _call("transfer_abort", self._handle)
 
 
 def _numbers(record):

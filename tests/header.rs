@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The files of src/capi with C functions and types in them, in the order in which the header shows them.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "types",
     "text",
     "log",
@@ -20,6 +20,7 @@ const SOURCES: [&str; 11] = [
     "capture",
     "transfer_types",
     "transfer_plan",
+    "transfer",
 ];
 
 /// What a compiler may not say about the header.

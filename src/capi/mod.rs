@@ -5,7 +5,7 @@
 //! caller of [`Group`](crate::group::Group) would miss. `include/tutti.h` is made from these files.
 //!
 //! * [`types`], [`transfer_types`] — the C types and constants;
-//! * [`world`], [`group`], [`collectives`], [`request`], [`memory`], [`capture`], [`transfer_plan`], [`text`], [`log`] — the
+//! * [`world`], [`group`], [`collectives`], [`request`], [`memory`], [`capture`], [`transfer_plan`], [`transfer`], [`text`], [`log`] — the
 //!   functions;
 //! * `guard` — panic to status, and the last error;
 //! * `handles` — what stands behind an opaque pointer;
@@ -25,6 +25,7 @@ pub mod memory;
 mod parse;
 pub mod request;
 pub mod text;
+pub mod transfer;
 pub mod transfer_plan;
 pub mod transfer_types;
 pub mod types;

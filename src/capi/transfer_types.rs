@@ -368,7 +368,7 @@ pub type tutti_transfer_progress_t = tutti_transfer_progress;
 
 // The ABI, held in place: what is asserted here was released and may only grow at the end.
 const _: () = {
-    use crate::transfer::{Side, Transport};
+    use crate::transfer::{Phase, Side, Transport};
     use std::mem::size_of;
 
     assert!(size_of::<tutti_mesh>() == 40);
@@ -387,5 +387,10 @@ const _: () = {
     assert!(TUTTI_TRANSPORT_BROADCAST == Transport::Broadcast as i32);
     assert!(TUTTI_TRANSPORT_LOCAL == Transport::Local as i32);
     assert!(TUTTI_TRANSPORT_NONE == Transport::None as i32);
+    assert!(TUTTI_TRANSFER_IDLE == Phase::Idle as i32);
+    assert!(TUTTI_TRANSFER_CHECKING == Phase::Checking as i32);
+    assert!(TUTTI_TRANSFER_MOVING == Phase::Moving as i32);
+    assert!(TUTTI_TRANSFER_DONE == Phase::Done as i32);
+    assert!(TUTTI_TRANSFER_FAILED == Phase::Failed as i32);
     assert!(TUTTI_SOURCE == Side::Source as i32 && TUTTI_TARGET == Side::Target as i32);
 };

@@ -355,6 +355,29 @@ class TransferPlans(unittest.TestCase):
             self.assertEqual(json.loads(plan.report("json"))["hash"], plan.hash.hex())
             self.assertEqual(tutti.TransferPlan(self.items(), 6).hash, plan.hash)
 
+    def test_a_transfer_moves_it(self):
+        def body(world, rank):
+            with tutti.TransferPlan(self.items(), 6) as plan, tutti.Transfer(plan, world) as transfer:
+                places = {}
+                for item, side, dtype in ((0, 0, "f"), (0, 1, "h"), (1, 0, "f"), (1, 1, "f")):
+                    count = plan.region(item, side, rank)[2]
+                    places[item, side] = array.array(dtype, [rank + 1 if side == 0 else 0] * count) if count else None
+                if rank == 3:
+                    with self.assertRaises(ValueError):
+                        transfer.bind(0, bytearray(3))
+                for item in (0, 1):
+                    transfer.bind(item, places[item, 0], places[item, 1])
+                transfer.start()
+                self.assertTrue(transfer.wait(TIMEOUT_MS))
+                self.assertTrue(transfer.poll())
+                progress = transfer.progress()
+                self.assertEqual((progress["buckets_done"], progress["failed_rank"]), (progress["buckets"], -1))
+                if places[0, 1]:  # rows 0 to 4 of ranks 0 and 2, the others of ranks 1 and 3; the upper half of a float
+                    width = len(places[0, 1]) // 10
+                    self.assertEqual(places[0, 1].tolist(), [0x4080] * 5 * width + [0x40C0] * 5 * width)
+                    self.assertEqual(transfer.written(0), (len(places[0, 1]) * 2,) * 2)
+        on_threads(6, body)
+
     def test_what_does_not_add_up_is_refused(self):
         with self.assertRaises(tutti.Error) as caught:
             tutti.TransferPlan(self.items(), 5)

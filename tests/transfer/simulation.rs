@@ -34,7 +34,12 @@ impl Memory {
         let view = View::new(region, dtype, side, strides.as_deref()).expect("strides without overlap");
         let span = view.span();
         let room = random.below(3) as i64 * 8;
-        Memory { bytes: vec![CANARY; (span.end - span.start + 2 * room) as usize], base: room - span.start, view, strides }
+        Memory {
+            bytes: vec![CANARY; (span.end - span.start + 2 * room) as usize],
+            base: room - span.start,
+            view,
+            strides,
+        }
     }
 
     /// The address of the first element.
@@ -137,16 +142,20 @@ impl<'a> World<'a> {
 
     /// Every target holds what it must, and nothing else was touched.
     pub(crate) fn check_contents(&self) {
-        for ((index, rank), memory) in &self.targets {
-            let region = self.plan.region(*index, Side::Target, *rank).unwrap();
-            let found = memory.read(&region.start, &region.extent);
-            assert_eq!(found, self.expected(*index, *rank), "tensor {index} on rank {rank} is wrong");
-            let mut canary = memory.bytes.clone();
-            memory.view.runs(&region.start, &region.extent, |offset, length| {
-                canary[(memory.base + offset) as usize..][..length].fill(CANARY);
-            });
-            assert!(canary.iter().all(|byte| *byte == CANARY), "tensor {index} on rank {rank}: written beside it");
-        }
+        self.targets.keys().for_each(|(index, rank)| self.check_target(*index, *rank));
+    }
+
+    /// One target holds what it must, and nothing beside it was touched.
+    pub(crate) fn check_target(&self, index: usize, rank: u32) {
+        let memory = &self.targets[&(index, rank)];
+        let region = self.plan.region(index, Side::Target, rank).unwrap();
+        let found = memory.read(&region.start, &region.extent);
+        assert_eq!(found, self.expected(index, rank), "tensor {index} on rank {rank} is wrong");
+        let mut canary = memory.bytes.clone();
+        memory.view.runs(&region.start, &region.extent, |offset, length| {
+            canary[(memory.base + offset) as usize..][..length].fill(CANARY);
+        });
+        assert!(canary.iter().all(|byte| *byte == CANARY), "tensor {index} on rank {rank}: written beside it");
     }
 
     /// A whole tensor that is not a sum, as it was.

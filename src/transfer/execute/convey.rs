@@ -161,8 +161,13 @@ mod tests {
 
     const TYPES: [DType; 4] = [DType::Float32, DType::Bfloat16, DType::Float64, DType::Float16];
     /// Rows of 1, 3 and 700 elements; contiguous, padded and transposed.
-    const SHAPES: [(&[u64], Option<&[i64]>); 5] =
-        [(&[3000], None), (&[40, 3], Some(&[4, 1])), (&[5, 700], Some(&[701, 1])), (&[60, 50], Some(&[1, 61])), (&[], None)];
+    const SHAPES: [(&[u64], Option<&[i64]>); 5] = [
+        (&[3000], None),
+        (&[40, 3], Some(&[4, 1])),
+        (&[5, 700], Some(&[701, 1])),
+        (&[60, 50], Some(&[1, 61])),
+        (&[], None),
+    ];
 
     /// A view and memory for it, filled with `fill`; its base is where the view's span says.
     fn place(extent: &[u64], strides: Option<&[i64]>, dtype: DType, fill: u8) -> (View, Vec<u8>) {

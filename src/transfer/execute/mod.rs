@@ -111,7 +111,8 @@ impl Transfer {
         }
         let tensors = Tensors::new(&plan, group.rank());
         let operations = plan.operations(group.rank()).iter();
-        let bytes = operations.filter_map(|operation| plan.bucket(*operation as usize)).map(|bucket| bucket.bytes).sum();
+        let bytes =
+            operations.filter_map(|operation| plan.bucket(*operation as usize)).map(|bucket| bucket.bytes).sum();
         Ok(Transfer { plan, group, tensors, state: State::Idle, walk: None, bytes })
     }
 
@@ -303,7 +304,8 @@ impl Drop for Transfer {
 
 /// The number of the transfer, if all ranks have this plan.
 fn compare(all: &[u8], hash: &[u8; 16], group: &Group) -> Result<u32> {
-    let others: Vec<usize> = all.chunks(TICKET).enumerate().filter(|(_, one)| one[..16] != hash[..]).map(|(at, _)| at).collect();
+    let others: Vec<usize> =
+        all.chunks(TICKET).enumerate().filter(|(_, one)| one[..16] != hash[..]).map(|(at, _)| at).collect();
     if let Some(first) = others.first() {
         let (me, name) = (group.rank(), group.name());
         let list: Vec<String> = others.iter().take(8).map(usize::to_string).collect();

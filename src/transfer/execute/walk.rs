@@ -171,9 +171,10 @@ impl<W: Wire> Walk<W> {
 
     /// Sleeps until something may have changed for the oldest flight, but no longer than `at_most`.
     pub(super) fn rest(&mut self, at_most: Duration) {
-        let oldest = self.flights.iter().find_map(|flight| {
-            flight.tickets.first().or(flight.to_pass_on.as_ref().map(|(ticket, ..)| ticket))
-        });
+        let oldest = self
+            .flights
+            .iter()
+            .find_map(|flight| flight.tickets.first().or(flight.to_pass_on.as_ref().map(|(ticket, ..)| ticket)));
         if let Some(ticket) = oldest {
             self.wire.rest(ticket, at_most);
         }
