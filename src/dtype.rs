@@ -214,6 +214,11 @@ impl Collective {
         matches!(self, Collective::Send | Collective::Recv)
     }
 
+    /// Whether this is a v-form, whose parts differ in size from rank to rank.
+    pub const fn is_uneven(self) -> bool {
+        matches!(self, Collective::AllGatherV | Collective::ReduceScatterV | Collective::AllToAllV)
+    }
+
     /// Whether the call has a root.
     pub const fn has_root(self) -> bool {
         use Collective::*;

@@ -6,6 +6,7 @@
 
 #[cfg(loom)]
 mod checked;
+mod fences;
 #[cfg(all(test, loom))]
 pub(crate) mod model;
 
@@ -17,6 +18,8 @@ pub(crate) use std::{
     hint::spin_loop,
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
+
+pub(crate) use fences::Fences;
 
 #[cfg(loom)]
 pub(crate) use checked::{AtomicU32, AtomicU64, Ordering, fence, futex, reads, spin_loop, writes};

@@ -16,12 +16,13 @@
 //!
 //! The two fences forbid the one bad outcome: that S4 misses P1 *and* P3 misses S2. So either the sleeper sees the
 //! publication, or the publisher sees the sleeper; then P4 comes after S1, and S5 does not sleep or is woken.
+//! Where the kernel can, S3 is made to count as P2 too, since publishers pass here in every call ([`Fences`]).
 //! A sleeper that is killed leaves `sleepers` too high, which costs its peers a system call and harms nothing.
 //! The futex is a shared one: the word lies in memory of several processes.
 
 use std::time::Duration;
 
-use crate::sync::{AtomicU32, Ordering, fence, futex};
+use crate::sync::{AtomicU32, Fences, Ordering, futex};
 
 /// A rank's bell, on a cache line of its own. All zero is a bell nobody sleeps at.
 #[derive(Debug, Default)]
@@ -40,23 +41,29 @@ pub struct Doze<'a> {
 
 impl Bell {
     /// Steps S1 to S3. What the caller awaits must be looked at again before [`Doze::sleep`].
-    pub fn doze(&self) -> Doze<'_> {
+    pub fn doze(&self, fences: Fences) -> Doze<'_> {
         let word = self.word.load(Ordering::Relaxed);
         self.sleepers.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        fences.seldom();
         Doze { bell: self, word }
     }
 
     /// Step P2 for any number of bells: to be called once between publishing and the [`Bell::ring`]s.
-    pub fn before_ringing() {
-        fence(Ordering::SeqCst);
+    #[inline(always)]
+    pub fn before_ringing(fences: Fences) {
+        fences.often();
     }
 
     /// Steps P3 to P5.
+    #[inline(always)]
     pub fn ring(&self) {
-        if self.sleepers.load(Ordering::Relaxed) == 0 {
-            return;
+        if self.sleepers.load(Ordering::Relaxed) != 0 {
+            self.wake();
         }
+    }
+
+    #[cold]
+    fn wake(&self) {
         self.word.fetch_add(1, Ordering::Relaxed);
         futex::wake(&self.word);
     }
@@ -98,11 +105,11 @@ mod tests {
                     std::thread::yield_now();
                 }
                 published.store(true, Ordering::Release);
-                Bell::before_ringing();
+                Bell::before_ringing(Fences::Even);
                 bell.ring();
             });
             while !published.load(Ordering::Acquire) {
-                let doze = bell.doze();
+                let doze = bell.doze(Fences::Even);
                 if !published.load(Ordering::Acquire) {
                     doze.sleep(Duration::from_secs(30));
                 }

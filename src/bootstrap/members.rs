@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     error::{Error, Failure, Result, Status},
+    sync::Fences,
     topology::Facts,
 };
 
@@ -362,8 +363,12 @@ pub async fn make_board(session: &mut Session, ranks: &[u32], endpoint: &Endpoin
         mapping = opened.ok();
     }
     match (mapping, &trouble) {
-        (Some(mapping), None) => Ok((Board::new(mapping, true, size), None)),
-        _ => Ok((Board::new(Mapping::private(bytes)?, false, size), trouble)),
+        (Some(mapping), None) => {
+            let lopsided = ranks.iter().all(|rank| endpoint.facts(*rank).lopsided);
+            let fences = if lopsided { Fences::Lopsided } else { Fences::Even };
+            Ok((Board::new(mapping, true, size, fences), None))
+        }
+        _ => Ok((Board::new(Mapping::private(bytes)?, false, size, Fences::Even), trouble)),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     dtype::Collective,
     error::{Failure, Status},
     sync::{
-        AtomicU32, Ordering,
+        AtomicU32, Fences, Ordering,
         model::{Model, prove, watch},
         reads, writes,
     },
@@ -32,11 +32,12 @@ pub(crate) fn members(size: u32) -> Vec<Arc<Members>> {
         cpus: vec![0],
         quota_millicores: u32::MAX,
         version: 1,
+        lopsided: false,
     };
     let one = |rank| {
         let peers = (0..size).map(|_| Peer { facts: facts.clone(), link: None, pidfd: None }).collect();
         let endpoint = Arc::new(Endpoint::new(Mesh { rank, uid: 1, peers }));
-        let board = Board::new(mapping.clone(), true, size);
+        let board = Board::new(mapping.clone(), true, size, Fences::Even);
         Members::new("model".into(), 8, (0..size).collect(), endpoint, (board, None)).unwrap()
     };
     (0..size).map(one).collect()
@@ -82,13 +83,13 @@ fn model_a_sleeper_is_woken_by_what_is_published_while_it_falls_asleep() {
                 thread::spawn(move || {
                     let (bell, published) = &*shared;
                     if bug == "a ring before publishing" {
-                        Bell::before_ringing();
+                        Bell::before_ringing(Fences::Even);
                         bell.ring();
                     }
                     // Relaxed, here and below: the hand-over must not lean on the order of what is published.
                     published[which].store(1, Ordering::Relaxed);
                     if bug != "a ring before publishing" {
-                        Bell::before_ringing();
+                        Bell::before_ringing(Fences::Even);
                         bell.ring();
                     }
                 })
@@ -97,7 +98,7 @@ fn model_a_sleeper_is_woken_by_what_is_published_while_it_falls_asleep() {
         let (bell, published) = &*shared;
         let all = || published.iter().all(|one| one.load(Ordering::Relaxed) == 1);
         while !all() {
-            let doze = bell.doze();
+            let doze = bell.doze(Fences::Even);
             if bug == "no second look" || !all() {
                 doze.sleep(Duration::MAX);
             }

@@ -7,7 +7,7 @@ use std::ffi::{c_char, c_void};
 use super::{
     group::GROUPS,
     guard::{guard, guard_batched},
-    parse::{Arguments, Out, check_apart, descriptor, not_served, query_flags, write_text},
+    parse::{Arguments, Out, PartArrays, check_apart, descriptor, query_flags, write_text},
     types::*,
 };
 use crate::{
@@ -343,10 +343,13 @@ pub unsafe extern "C" fn tutti_sendrecv(
 
 /// Gathers every rank's elements on every rank; ranks may have different counts.
 ///
-/// send: counts[rank] elements. recv: rank r's counts[r] elements begin at displs[r]. counts: one for every rank,
-/// equal on all ranks. displs: in elements; NULL: one rank's elements directly after the other's.
+/// send: counts[rank] elements. recv: rank r's counts[r] elements begin at displs[r]. counts: one for every rank, equal on
+/// all ranks; ranks whose counts differ get TUTTI_MISMATCH. displs: in elements, each rank's own affair; NULL: one rank's
+/// elements directly after the other's. Parts of recv may not overlap. In place: send is this rank's part of recv. The
+/// arrays are read before the function returns. In tutti_start the two are recv_counts and recv_displs. Stream, order,
+/// batches and threads: see "Collective calls".
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_all_gather_v(
@@ -358,16 +361,17 @@ pub unsafe extern "C" fn tutti_all_gather_v(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (send, recv, counts, displs, dtype, stream);
-    refuse("tutti_all_gather_v", group, AllGatherV)
+    let parts = PartArrays { recv_counts: counts, recv_displs: displs, ..PartArrays::NONE };
+    uneven("tutti_all_gather_v", group, Arguments { send, recv, dtype, stream, parts, ..Arguments::of(AllGatherV) })
 }
 
 /// Reduces over all ranks and leaves each rank with its part of the result; parts may differ in size.
 ///
 /// send: rank r's counts[r] elements begin at displs[r]. recv: counts[rank] elements. counts and displs: as in
-/// tutti_all_gather_v.
+/// tutti_all_gather_v. In place: recv is this rank's part of send; the rest of send is then unspecified. In tutti_start
+/// the two are recv_counts and send_displs.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_reduce_scatter_v(
@@ -380,16 +384,20 @@ pub unsafe extern "C" fn tutti_reduce_scatter_v(
     op: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (send, recv, counts, displs, dtype, op, stream);
-    refuse("tutti_reduce_scatter_v", group, ReduceScatterV)
+    let parts = PartArrays { recv_counts: counts, send_displs: displs, ..PartArrays::NONE };
+    let arguments = Arguments { send, recv, dtype, op, stream, parts, ..Arguments::of(ReduceScatterV) };
+    uneven("tutti_reduce_scatter_v", group, arguments)
 }
 
 /// Sends every rank its elements and receives from every rank; any counts.
 ///
 /// send: send_counts[r] elements for rank r begin at send_displs[r]. recv: recv_counts[r] elements from rank r begin at
-/// recv_displs[r], as many as r sends here. Displacements are in elements; NULL: one after the other.
+/// recv_displs[r], as many as r sends here: where a rank sends another number than the receiver expects, all ranks get
+/// TUTTI_MISMATCH, which names both, and nothing is written. Displacements are in elements; NULL: one after the other.
+/// Parts of recv may not overlap each other or send; there is no in-place form. The arrays are read before the function
+/// returns. Stream, order, batches and threads: see "Collective calls".
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group.
+/// Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_all_to_all_v(
@@ -403,8 +411,8 @@ pub unsafe extern "C" fn tutti_all_to_all_v(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    let _ = (send, send_counts, send_displs, recv, recv_counts, recv_displs, dtype, stream);
-    refuse("tutti_all_to_all_v", group, AllToAllV)
+    let parts = PartArrays { send_counts, send_displs, recv_counts, recv_displs };
+    uneven("tutti_all_to_all_v", group, Arguments { send, recv, dtype, stream, parts, ..Arguments::of(AllToAllV) })
 }
 
 /// Writes which communicator serves such a call on this group, and why the others do not.
@@ -444,7 +452,9 @@ pub unsafe extern "C" fn tutti_explain(
 }
 
 /// What every short function does: parses the call and makes it.
+#[inline(always)]
 fn run(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
+    let arguments = &arguments;
     guard_batched(name, || {
         let group = GROUPS.pin(group)?;
         group.run(arguments.parse(group.rank(), group.size())?, Timeout::Default)
@@ -459,10 +469,11 @@ fn letter(name: &'static str, group: *const tutti_group, arguments: Arguments) -
     })
 }
 
-/// What every function does that is not served yet.
-fn refuse(name: &'static str, group: *const tutti_group, collective: Collective) -> tutti_status_t {
+/// What the functions of v-forms do.
+fn uneven(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
     guard_batched(name, || {
-        GROUPS.pin(group)?;
-        Err(not_served(collective))
+        let group = GROUPS.pin(group)?;
+        // SAFETY: the C caller promises arrays that are NULL or have a number for every rank.
+        group.run_uneven(unsafe { arguments.parse_uneven(group.rank(), group.size()) }?, Timeout::Default)
     })
 }

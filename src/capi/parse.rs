@@ -13,7 +13,7 @@ use std::{
 
 use super::types::*;
 use crate::{
-    communicator::{Call, Descriptor, Letter, Pattern},
+    communicator::{Call, Descriptor, Letter, Part, Pattern, Uneven},
     config::{FLAG_ALLOW_UNAUTHENTICATED, FLAG_DETERMINISTIC, Selection},
     dtype::{Collective, DType, Op},
     error::{Error, Result},
@@ -35,6 +35,26 @@ pub(super) struct Arguments {
     pub(super) tag: i64,
     pub(super) flags: u32,
     pub(super) stream: *mut c_void,
+    /// Of v-forms: NULL, or as many numbers as the group has ranks.
+    pub(super) parts: PartArrays,
+}
+
+/// The arrays of a v-form, as C passed them.
+#[derive(Clone, Copy)]
+pub(super) struct PartArrays {
+    pub(super) send_counts: *const usize,
+    pub(super) send_displs: *const usize,
+    pub(super) recv_counts: *const usize,
+    pub(super) recv_displs: *const usize,
+}
+
+impl PartArrays {
+    pub(super) const NONE: PartArrays = PartArrays {
+        send_counts: ptr::null(),
+        send_displs: ptr::null(),
+        recv_counts: ptr::null(),
+        recv_displs: ptr::null(),
+    };
 }
 
 impl Arguments {
@@ -51,24 +71,25 @@ impl Arguments {
             tag: 0,
             flags: 0,
             stream: ptr::null_mut(),
+            parts: PartArrays::NONE,
         }
     }
 
     /// Parses the argument of tutti_start, whose two counts are one, as the short functions have it.
     pub(super) fn from_call(call: &tutti_call) -> Result<Self> {
         let collective = Collective::parse(call.collective)?;
-        served(collective)?;
         if call.tag != 0 && !collective.is_letter() {
             return Err(Error::invalid(format_args!("tag is {}; only sends and receives have one", call.tag)));
         }
         let arrays = [call.send_counts, call.send_displs, call.recv_counts, call.recv_displs];
-        if arrays.iter().any(|array| !array.is_null()) {
+        if !collective.is_uneven() && arrays.iter().any(|array| !array.is_null()) {
             return Err(Error::invalid(format_args!(
                 "{} takes one count; send_counts, send_displs, recv_counts and recv_displs must be NULL",
                 collective.name()
             )));
         }
         let count = match (call.send_count, call.recv_count) {
+            (_, _) if collective.is_uneven() => 0,
             (send, 0) => send,
             (0, recv) => recv,
             (send, recv) if send == recv => send,
@@ -96,6 +117,12 @@ impl Arguments {
             tag: call.tag,
             flags: call.flags,
             stream: call.stream,
+            parts: PartArrays {
+                send_counts: call.send_counts,
+                send_displs: call.send_displs,
+                recv_counts: call.recv_counts,
+                recv_displs: call.recv_displs,
+            },
         })
     }
 
@@ -118,6 +145,87 @@ impl Arguments {
         Ok(unsafe { Letter::receive(peer, self.tag, dtype, memory.start().cast_mut(), count) })
     }
 
+    /// Parses a v-form of rank `rank` in a CPU group of `size`.
+    ///
+    /// # Safety
+    ///
+    /// The arrays are NULL or have `size` readable numbers.
+    pub(super) unsafe fn parse_uneven(self, rank: u32, size: u32) -> Result<Uneven> {
+        use Collective::*;
+        self.check_stream()?;
+        let Descriptor { dtype, op, .. } = descriptor(self.collective, 0, self.dtype, self.op, 0, 0, size)?;
+        let arrays = self.parts;
+        // SAFETY: the caller's promise.
+        let parts = |name, counts, displs| unsafe { parts(name, counts, displs, size, dtype.size()) };
+        let name = self.collective.name();
+        let unused = |what: &str, array: *const usize| match array.is_null() {
+            true => Ok(()),
+            false => Err(Error::invalid(format_args!("{what} is not NULL, but {name} has none"))),
+        };
+        let me = rank as usize;
+        let (send_parts, recv_parts, counts) = match self.collective {
+            AllGatherV => {
+                unused("send_counts", arrays.send_counts)?;
+                unused("send_displs", arrays.send_displs)?;
+                let (counts, recv) = parts("recv", arrays.recv_counts, arrays.recv_displs)?;
+                (vec![Part { start: 0, bytes: recv[me].bytes }; size as usize], recv, counts)
+            }
+            ReduceScatterV => {
+                unused("send_counts", arrays.send_counts)?;
+                unused("recv_displs", arrays.recv_displs)?;
+                let (counts, send) = parts("send", arrays.recv_counts, arrays.send_displs)?;
+                let recv = vec![Part { start: 0, bytes: send[me].bytes }; size as usize];
+                (send, recv, counts)
+            }
+            _ => {
+                let (_, send) = parts("send", arrays.send_counts, arrays.send_displs)?;
+                (send, parts("recv", arrays.recv_counts, arrays.recv_displs)?.1, Vec::new())
+            }
+        };
+        let pieces = |name, start: *const u8, parts: &[Part]| {
+            let piece = |part: &Part| Buffer::new(name, start.wrapping_add(if start.is_null() { 0 } else { part.start }), part.bytes);
+            parts.iter().map(piece).collect::<Result<Vec<_>>>()
+        };
+        let (send, recv) = (self.send.cast::<u8>(), self.recv.cast::<u8>());
+        // All parts are the same where one is all there is.
+        let mut sends = pieces("send", send, &send_parts)?;
+        let mut recvs = pieces("recv", recv, &recv_parts)?;
+        match self.collective {
+            AllGatherV => sends.truncate(1),
+            ReduceScatterV => recvs.truncate(1),
+            _ => {}
+        }
+        check_disjoint(&mut recvs.iter().collect::<Vec<_>>())?;
+        for (to, one) in sends.iter().enumerate() {
+            for (from, other) in recvs.iter().enumerate() {
+                let in_place = one.start == other.start
+                    && match self.collective {
+                        AllGatherV => from == me,
+                        ReduceScatterV => to == me,
+                        _ => false,
+                    };
+                if one.overlaps(other) && !in_place {
+                    return Err(Error::invalid(format_args!(
+                        "{one} and {other} overlap: {}",
+                        in_place_form(self.collective)
+                    )));
+                }
+            }
+        }
+        let descriptor = match self.collective {
+            AllToAllV => Descriptor { collective: AllToAllV, dtype, op, root: 0, flags: self.flags, count: 0 },
+            collective => Uneven::descriptor(collective, dtype, op, self.flags, &counts),
+        };
+        let empty = |parts: &[Part]| parts.iter().all(|part| part.bytes == 0);
+        Ok(Uneven {
+            descriptor,
+            send: if empty(&send_parts) { ptr::dangling() } else { send },
+            recv: if empty(&recv_parts) { ptr::dangling_mut() } else { recv },
+            send_parts,
+            recv_parts,
+        })
+    }
+
     fn check_stream(&self) -> Result<()> {
         match self.stream.is_null() {
             true => Ok(()),
@@ -128,17 +236,70 @@ impl Arguments {
     }
 
     /// Parses a call of rank `rank` in a CPU group of `size`.
-    pub(super) fn parse(self, rank: u32, size: u32) -> Result<Call> {
-        served(self.collective)?;
+    #[inline(always)]
+    pub(super) fn parse(&self, rank: u32, size: u32) -> Result<Call> {
         self.check_stream()?;
         let descriptor = descriptor(self.collective, self.count, self.dtype, self.op, self.root, self.flags, size)?;
-        let Some(pattern) = Pattern::new(&descriptor, rank, size) else { return Err(not_served(self.collective)) };
+        let Some(pattern) = Pattern::new(&descriptor, rank, size) else {
+            return Err(Error::Internal(format!("{} is parsed by another function", self.collective.name())));
+        };
         let send = Buffer::new("send", self.send.cast(), pattern.send_bytes(rank))?;
         let recv = Buffer::new("recv", self.recv.cast::<u8>().cast_const(), pattern.recv_bytes(size))?;
         if send.overlaps(&recv) && !is_in_place(&descriptor, &send, &recv, rank) {
             return Err(Error::invalid(format_args!("{send} and {recv} overlap: {}", in_place_form(self.collective))));
         }
         Ok(Call { descriptor, send: send.start(), recv: recv.start().cast_mut() })
+    }
+}
+
+/// Parses where the parts of a buffer begin and end: counts and displacements in elements of `element` bytes.
+///
+/// # Safety
+///
+/// `counts` and `displs` are NULL or have `size` readable numbers.
+unsafe fn parts(
+    name: &str,
+    counts: *const usize,
+    displs: *const usize,
+    size: u32,
+    element: usize,
+) -> Result<(Vec<u64>, Vec<Part>)> {
+    if counts.is_null() {
+        return Err(Error::invalid(format_args!("the counts of {name} are NULL; every one of the {size} ranks has one")));
+    }
+    let (mut all, mut parts) = (Vec::with_capacity(size as usize), Vec::with_capacity(size as usize));
+    let mut next = 0_usize;
+    let mut total = 0_usize;
+    for rank in 0..size as usize {
+        // SAFETY: below `size`, for which the caller promises readable numbers.
+        let (count, displ) = unsafe {
+            (counts.add(rank).read(), if displs.is_null() { next } else { displs.add(rank).read() })
+        };
+        let end = displ.checked_add(count).and_then(|end| end.checked_mul(element));
+        let sum = total.checked_add(count).filter(|sum| sum.checked_mul(element).is_some_and(|sum| sum <= isize::MAX as usize));
+        let (Some(_), Some(sum)) = (end.filter(|end| *end <= isize::MAX as usize), sum) else {
+            return Err(Error::invalid(format_args!(
+                "rank {rank}'s part of {name}, {count} elements from {displ} on, is more than can be addressed"
+            )));
+        };
+        (next, total) = (displ + count, sum);
+        all.push(count as u64);
+        let start = if count == 0 { 0 } else { displ * element };
+        parts.push(Part { start, bytes: count * element });
+    }
+    Ok((all, parts))
+}
+
+/// Refuses pieces of one buffer that share memory.
+fn check_disjoint(pieces: &mut [&Buffer]) -> Result<()> {
+    pieces.sort_unstable_by_key(|piece| piece.start.addr());
+    let filled: Vec<_> = pieces.iter().filter(|piece| piece.bytes > 0).collect();
+    match filled.windows(2).find(|two| two[0].overlaps(two[1])) {
+        Some(two) => Err(Error::invalid(format_args!(
+            "parts of recv overlap, {} and {}: what two ranks send cannot both be there",
+            two[0], two[1]
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -153,6 +314,7 @@ pub(super) fn check_apart(send: &Letter, receive: &Letter) -> Result<()> {
 }
 
 /// Parses what all ranks of a group of `size` must agree on.
+#[inline(always)]
 pub(super) fn descriptor(
     collective: Collective,
     count: usize,
@@ -182,27 +344,6 @@ pub(super) fn descriptor(
         )));
     }
     Ok(Descriptor { collective, dtype, op, root, flags, count: count as u64 })
-}
-
-/// Refuses what no group serves yet.
-pub(super) fn served(collective: Collective) -> Result<()> {
-    use Collective::*;
-    match collective {
-        AllReduce | AllGather | ReduceScatter | Broadcast | Reduce | Gather | Scatter | AllToAll | Barrier | Send
-        | Recv => Ok(()),
-        AllGatherV | ReduceScatterV | AllToAllV => Err(not_served(collective)),
-    }
-}
-
-/// The sentence about a collective that no group serves yet.
-pub(super) fn not_served(collective: Collective) -> Error {
-    use Collective::*;
-    let instead = match collective {
-        AllGatherV => "use tutti_all_gather with the largest count",
-        ReduceScatterV => "use tutti_reduce_scatter with the largest count",
-        _ => "use tutti_all_to_all with the largest count",
-    };
-    Error::Unsupported(format!("tutti_{} is not served in this version: {instead}", collective.name()))
 }
 
 /// Parses a rank of a group of `size`.
@@ -504,6 +645,7 @@ struct Buffer {
 }
 
 impl Buffer {
+    #[inline(always)]
     fn new(name: &'static str, start: *const u8, bytes: usize) -> Result<Self> {
         if bytes > 0 && start.is_null() {
             return Err(Error::invalid(format_args!("{name} is NULL, but {bytes} bytes are needed there")));
@@ -558,9 +700,9 @@ fn in_place_form(collective: Collective) -> &'static str {
     use Collective::*;
     match collective {
         AllReduce | Broadcast | Reduce => "they must be equal or apart",
-        AllGather | Gather => "they must be apart, or send must be this rank's part of recv",
-        ReduceScatter | Scatter => "they must be apart, or recv must be this rank's part of send",
-        AllToAll | Send | Recv | Barrier | AllGatherV | ReduceScatterV | AllToAllV => "they must be apart",
+        AllGather | Gather | AllGatherV => "they must be apart, or send must be this rank's part of recv",
+        ReduceScatter | Scatter | ReduceScatterV => "they must be apart, or recv must be this rank's part of send",
+        AllToAll | Send | Recv | Barrier | AllToAllV => "they must be apart",
     }
 }
 
@@ -665,7 +807,7 @@ mod tests {
 
     #[test]
     fn count_zero_takes_null_and_anything_else() {
-        let calls = |collective: &Collective| served(*collective).is_ok() && !collective.is_letter();
+        let calls = |collective: &Collective| !collective.is_letter() && !collective.is_uneven();
         for collective in crate::dtype::COLLECTIVES.into_iter().filter(calls) {
             let empty = Arguments { dtype: FLOAT, ..Arguments::of(collective) };
             let parsed = empty.parse(RANK, SIZE).unwrap();
@@ -719,16 +861,6 @@ mod tests {
         let barrier = Arguments::of(Collective::Barrier);
         let plain = barrier.parse(RANK, SIZE).unwrap().descriptor;
         assert_eq!(Arguments { dtype: 9999, op: 77, ..barrier }.parse(RANK, SIZE).unwrap().descriptor, plain);
-    }
-
-    #[test]
-    fn collectives_that_are_not_served_are_unsupported_and_say_what_to_use() {
-        use Collective::*;
-        for collective in [AllGatherV, ReduceScatterV, AllToAllV] {
-            let error = Arguments::of(collective).parse(RANK, SIZE).unwrap_err();
-            assert_eq!(error.status(), Status::Unsupported);
-            assert!(error.to_string().contains("use tutti_"), "{error}");
-        }
     }
 
     #[test]

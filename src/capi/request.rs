@@ -61,6 +61,14 @@ pub unsafe extern "C" fn tutti_start(
                 false => give(request, || group.post(letter, timeout)),
             };
         }
+        if arguments.collective.is_uneven() {
+            // SAFETY: the C caller promises arrays that are NULL or have a number for every rank.
+            let call = unsafe { arguments.parse_uneven(group.rank(), group.size()) }?;
+            return match request.is_null() {
+                true => group.run_uneven(call, timeout),
+                false => give(request, || group.start_uneven(call, timeout)),
+            };
+        }
         let call = arguments.parse(group.rank(), group.size())?;
         match request.is_null() {
             true => group.run(call, timeout),

@@ -13,7 +13,7 @@ pub struct Descriptor {
     pub dtype: DType,
     /// The reduction; [`Op::Sum`] where nothing is reduced.
     pub op: Op,
-    /// The root, or 0 where there is none.
+    /// The root, or 0 where there is none; for v-forms a digest of the counts.
     pub root: u32,
     /// Call flags that all ranks promise alike.
     pub flags: u32,
@@ -88,6 +88,10 @@ impl fmt::Display for Descriptor {
         }
         if self.collective.has_root() {
             write!(f, " with root {}", self.root)?;
+        }
+        if self.root != 0 && !self.collective.has_root() {
+            // The digest of the counts of a v-form: shown, since two calls may differ in nothing else.
+            write!(f, " in parts #{:08x}", self.root)?;
         }
         Ok(())
     }

@@ -116,6 +116,16 @@ impl<L: Lanes> Exchange<L> {
         }
     }
 
+    /// Counts `steps` of the lanes for whoever moves something over them without a call of the exchange, which must be
+    /// the same on all ranks, and says at which count they begin.
+    pub fn reserve(&mut self, steps: u64) -> u64 {
+        self.base += self.steps;
+        self.steps = steps;
+        self.published = steps;
+        self.consumed = steps;
+        self.base
+    }
+
     /// Goes on as far as possible. `Done` only after the meeting.
     pub fn poll(&mut self, meeting: &mut Meeting) -> Result<Progress> {
         let begun = (self.published, self.consumed);

@@ -18,6 +18,10 @@ use crate::{
     error::{Error, Failure, Result, Status},
 };
 
+/// Looks at a header in one poll where every rank has a core: about as long as a line needs from core to core, so that
+/// peers in step meet in the first poll, and a thread that drives several ranks loses little.
+const LOOKS: u32 = if cfg!(loom) { 1 } else { 64 };
+
 /// The meeting of one call.
 pub struct Meeting {
     members: Arc<Members>,
@@ -26,6 +30,7 @@ pub struct Meeting {
     digest: u32,
     /// Ranks below this have been met.
     next: u32,
+    looks: u32,
 }
 
 impl Meeting {
@@ -40,14 +45,27 @@ impl Meeting {
             flags: 0,
             count: 0,
         };
-        Meeting { members, sequence: 0, descriptor, digest: 0, next }
+        let looks = if members.is_crowded() { 1 } else { LOOKS };
+        Meeting { members, sequence: 0, descriptor, digest: 0, next, looks }
     }
 
     /// Shows this rank's call to all, with a few bytes of its contribution where the board is shared.
     ///
     /// # Safety
     /// `payload` is readable. Only the group's current call may begin a meeting, its sequence one above the last.
+    #[inline]
     pub unsafe fn begin(&mut self, descriptor: Descriptor, sequence: u64, payload: &[u8]) {
+        // SAFETY: passed on.
+        unsafe { self.post(descriptor, sequence, payload) };
+        self.ring();
+    }
+
+    /// [`Meeting::begin`] without waking who sleeps: [`Meeting::ring`] has to follow.
+    ///
+    /// # Safety
+    /// As for [`Meeting::begin`].
+    #[inline]
+    pub unsafe fn post(&mut self, descriptor: Descriptor, sequence: u64, payload: &[u8]) {
         self.sequence = sequence;
         self.descriptor = descriptor;
         self.digest = descriptor.digest();
@@ -55,15 +73,21 @@ impl Meeting {
         let (board, me) = (self.members.board(), self.members.rank());
         if board.is_shared() {
             // SAFETY: one call at a time, in sequence, as the caller promises; `poll` sees every header of a call.
-            unsafe { board.post(me, sequence, self.digest, descriptor.to_words(), payload) };
-            board.ring_all();
-            return;
+            return unsafe { board.post(me, sequence, self.digest, descriptor.to_words(), payload) };
         }
         let body: Vec<u8> = descriptor.to_words().into_iter().flat_map(u64::to_le_bytes).collect();
         let channel = self.members.channel(Channel::Calls);
         for peer in (0..self.members.size()).filter(|peer| *peer != me) {
             let peer = self.members.world_rank(peer);
             self.members.endpoint().send(peer, Kind::Mail, channel, sequence, &body, Vec::new());
+        }
+    }
+
+    /// Wakes whoever sleeps until this rank's call is there. Messages wake by themselves.
+    #[inline]
+    pub fn ring(&self) {
+        if self.members.board().is_shared() {
+            self.members.ring_all();
         }
     }
 
@@ -100,11 +124,14 @@ impl Meeting {
         if !board.is_shared() {
             return self.meet_by_message(peer);
         }
-        match board.posted(peer, self.sequence) {
-            None => Ok(false),
-            Some(digest) if digest == self.digest => Ok(true),
-            Some(_) => Err(self.mismatch(peer, Descriptor::from_words(board.words(peer, self.sequence)))),
+        for _ in 0..self.looks {
+            match board.posted(peer, self.sequence) {
+                None => {}
+                Some(digest) if digest == self.digest => return Ok(true),
+                Some(_) => return Err(self.mismatch(peer, Descriptor::from_words(board.words(peer, self.sequence)))),
+            }
         }
+        Ok(false)
     }
 
     fn meet_by_message(&self, peer: u32) -> Result<bool> {

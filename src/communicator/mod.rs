@@ -7,6 +7,7 @@
 //! * [`Letter`], [`post`] — messages from one rank to another, beside the calls;
 //! * [`Meeting`] — how every call begins: all ranks show each other what they call;
 //! * [`exchange`] — the plain algorithm of every collective, over any way to show a chunk to the others;
+//! * [`Uneven`], [`Parts`] — the v-forms: a parsed call, and their plain algorithm over the lanes of the exchange;
 //! * [`reduce`] — the arithmetic, the same bits in every communicator.
 
 mod call;
@@ -17,6 +18,7 @@ mod meeting;
 mod pattern;
 pub mod post;
 pub mod reduce;
+mod uneven;
 
 use std::{
     future::Future,
@@ -30,6 +32,7 @@ pub use capabilities::{Capabilities, Capture, Placement};
 pub use letter::Letter;
 pub use meeting::Meeting;
 pub use pattern::{Action, Pattern, Ranks};
+pub use uneven::{Part, Parts, Uneven};
 
 use crate::{bootstrap::Members, error::Result};
 
@@ -53,6 +56,11 @@ pub trait Communicator: Send {
     /// Starts `call` as the group's `sequence`-th, by the plan's choice of [`Provider::algorithms`]. What
     /// [`Capabilities::serves_call`] refuses never arrives.
     fn start(&mut self, call: &Call, sequence: u64, algorithm: u8) -> Result<Progress>;
+
+    /// Starts a v-form as the group's `sequence`-th call.
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        Err(crate::error::Error::Internal(format!("{} #{sequence} is served by nothing", call.descriptor)))
+    }
 
     /// Goes on with the started call as far as it can without waiting.
     fn poll(&mut self) -> Result<Progress>;

@@ -74,6 +74,7 @@ impl Pattern {
     }
 
     /// The pattern of `call` for `rank` of `size`; `None` for what is no such dance (send and recv, the v-forms).
+    #[inline]
     pub fn new(call: &Descriptor, rank: u32, size: u32) -> Option<Self> {
         use Collective::*;
         let part = call.bytes();

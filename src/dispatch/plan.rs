@@ -186,10 +186,15 @@ impl Plan {
         self.digest = self.take_digest();
     }
 
-    /// What a candidate and its way are called in the explanation of a call: letters all go by its post.
+    /// What a candidate and its way are called in the explanation of a call: letters all go by its post, v-forms in parts.
     pub(super) fn name_for(&self, call: &Descriptor, choice: Choice) -> (&'static str, &'static str) {
         let (communicator, algorithm) = self.name(choice);
-        (communicator, if call.collective.is_letter() { "post" } else { algorithm })
+        let way = match call.collective {
+            collective if collective.is_letter() => "post",
+            collective if collective.is_uneven() => "parts",
+            _ => algorithm,
+        };
+        (communicator, way)
     }
 
     /// The ranges for one kind of call: in each stretch of sizes, the first candidate that serves it.
@@ -206,8 +211,8 @@ impl Plan {
             .collect();
         let mut ends: Vec<u64> = able
             .iter()
-            // A receive knows no size before its message comes, so letters have no ranges.
-            .filter(|_| !call.collective.is_letter())
+            // A receive knows no size before its message comes, and the parts of a v-form have many: no ranges.
+            .filter(|_| !call.collective.is_letter() && !call.collective.is_uneven())
             .flat_map(|(_, candidate, most)| candidate.algorithms.iter().map(|a| a.up_to.min(*most)))
             .chain([u64::MAX])
             .collect();

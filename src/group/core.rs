@@ -15,9 +15,9 @@ use std::{
 use super::{gate::Collapse, letters::Letters};
 use crate::{
     bootstrap::{Members, members::nap, session::SLICE},
-    communicator::{Call, Descriptor, Letter, Placement, Progress, Task, post::Delivery},
+    communicator::{Call, Descriptor, Letter, Placement, Progress, Task, Uneven, post::Delivery},
     config::Timeout,
-    dispatch::{Communicators, Plan, Standing},
+    dispatch::{Choice, Communicators, Plan, Standing},
     dtype::Collective,
     error::{Error, Failure, Result, Status},
 };
@@ -29,6 +29,8 @@ pub(super) const SHORT_NAP: Duration = Duration::from_micros(100);
 pub(super) enum Work {
     /// A collective call; the timeout is resolved.
     Call(Call, Timeout),
+    /// A v-form; the timeout is resolved.
+    Uneven(Uneven, Timeout),
     /// A letter, which goes beside the others; the timeout is resolved.
     Letter(Letter, Timeout),
     /// A task of the control plane.
@@ -107,7 +109,7 @@ struct Active {
 }
 
 enum Doing {
-    Call { candidate: usize, call: Call, sequence: u64, timeout: Timeout, staging: Option<Staging> },
+    Call { candidate: usize, descriptor: Descriptor, sequence: u64, timeout: Timeout, staging: Option<Box<Staging>> },
     Task(Task<Outcome>),
 }
 
@@ -157,14 +159,7 @@ impl Core {
     #[inline]
     pub(super) fn begin(&mut self, call: Call, timeout: Timeout) -> Option<Result<()>> {
         debug_assert!(!self.is_in_call());
-        match self.start(call, timeout) {
-            Ok((Progress::Done, doing)) => Some(self.finish(doing)),
-            Ok((_, doing)) => {
-                self.active = Some(Active { doing, ticket: None, since: None });
-                None
-            }
-            Err(error) => Some(Err(error)),
-        }
+        self.start(&call, timeout, None).err()
     }
 
     /// Begins a letter of the blocking call; all of it that is under way is over if this fails.
@@ -291,56 +286,94 @@ impl Core {
     }
 
     fn launch(&mut self, queued: Queued) {
-        let doing = match queued.work {
-            Work::Task(task) => Doing::Task(task),
-            Work::Letter(..) => {
-                return queued.ticket.complete(Err(Error::Internal("a letter was queued behind a call".into())));
+        let queue = |ticket: &Arc<Ticket>| (ticket.clone(), queued.since);
+        match queued.work {
+            Work::Task(task) => {
+                let (ticket, since) = (Some(queued.ticket), Some(queued.since));
+                self.active = Some(Active { doing: Doing::Task(task), ticket, since });
             }
-            Work::Call(call, timeout) => match self.start(call, timeout) {
-                Ok((Progress::Done, doing)) => {
-                    let outcome = self.finish(doing);
-                    return queued.ticket.complete(outcome);
+            Work::Letter(..) => {
+                queued.ticket.complete(Err(Error::Internal("a letter was queued behind a call".into())));
+            }
+            Work::Call(call, timeout) => {
+                if let Err(outcome) = self.start(&call, timeout, Some(queue(&queued.ticket))) {
+                    queued.ticket.complete(outcome);
                 }
-                Ok((_, doing)) => doing,
-                Err(error) => return queued.ticket.complete(Err(error)),
-            },
-        };
-        self.active = Some(Active { doing, ticket: Some(queued.ticket), since: Some(queued.since) });
+            }
+            Work::Uneven(call, timeout) => {
+                if let Err(outcome) = self.start_uneven(call, timeout, queue(&queued.ticket)) {
+                    queued.ticket.complete(outcome);
+                }
+            }
+        }
     }
 
-    /// Starts a call with the communicator that the plan names, in whichever way that one can place the result.
+    /// Starts a call with the communicator that the plan names, in whichever way that one can place the result, and makes
+    /// it the operation that goes on. `Err` with what came of it if it is over already.
     #[inline]
-    fn start(&mut self, call: Call, timeout: Timeout) -> Result<(Progress, Doing)> {
+    fn start(
+        &mut self,
+        call: &Call,
+        timeout: Timeout,
+        queued: Option<(Arc<Ticket>, Instant)>,
+    ) -> Result<(), Result<()>> {
         self.members.hear();
-        self.members.check()?;
-        let choice = self.plan.choose(&call.descriptor).ok_or_else(|| self.plan.refusal(&call.descriptor))?;
-        let mut staged = call;
-        let mut staging = None;
-        if call.descriptor.collective == Collective::AllReduce {
-            staging = stage(&mut staged, placement(&self.plan, choice.candidate))?;
-        }
+        self.members.check().map_err(Err)?;
+        let Some(choice) = self.plan.choose(&call.descriptor) else {
+            return Err(Err(self.plan.refusal(&call.descriptor)));
+        };
+        let placement = match call.descriptor.collective {
+            Collective::AllReduce => placement(&self.plan, choice.candidate),
+            _ => Placement::Both,
+        };
+        let (staged, staging) = stage(call, placement).map_err(Err)?;
         let Some(communicator) = &mut self.communicators[choice.candidate] else {
-            return Err(Error::Internal(format!(
-                "the plan names a communicator that is not there for {}",
-                call.descriptor
-            )));
+            let what = format!("the plan names a communicator that is not there for {}", call.descriptor);
+            return Err(Err(Error::Internal(what)));
         };
         self.sequence += 1;
         let sequence = self.sequence;
-        let started = communicator.start(&staged, sequence, choice.algorithm);
-        let doing = Doing::Call { candidate: choice.candidate, call, sequence, timeout, staging };
-        match started {
-            Ok(progress) => Ok((progress, doing)),
-            Err(error) => Err(self.failed(error, &call.descriptor, sequence)),
+        match communicator.start(staged.as_ref().unwrap_or(call), sequence, choice.algorithm) {
+            Ok(Progress::Done) => Err(finish(staging)),
+            Ok(_) => {
+                let (candidate, descriptor) = (choice.candidate, call.descriptor);
+                let (ticket, since) = queued.unzip();
+                let doing = Doing::Call { candidate, descriptor, sequence, timeout, staging };
+                self.active = Some(Active { doing, ticket, since });
+                Ok(())
+            }
+            Err(error) => Err(Err(self.failed(error, &call.descriptor, sequence))),
         }
     }
 
-    fn finish(&mut self, doing: Doing) -> Result<()> {
-        if let Doing::Call { staging: Some(staging), .. } = doing {
-            // SAFETY: the result has room for the bytes, as the call's maker promised, and the scratch is that long.
-            unsafe { std::ptr::copy_nonoverlapping(staging.scratch.as_ptr().cast(), staging.to, staging.bytes) };
+    /// Starts a v-form, and makes it the operation that goes on. `Err` with what came of it if it is over already.
+    fn start_uneven(
+        &mut self,
+        call: Uneven,
+        timeout: Timeout,
+        (ticket, since): (Arc<Ticket>, Instant),
+    ) -> Result<(), Result<()>> {
+        self.members.hear();
+        self.members.check().map_err(Err)?;
+        let descriptor = call.descriptor;
+        let Some(Choice { candidate, .. }) = self.plan.choose(&descriptor) else {
+            return Err(Err(self.plan.refusal(&descriptor)));
+        };
+        let Some(communicator) = &mut self.communicators[candidate] else {
+            let what = format!("the plan names a communicator that is not there for {descriptor}");
+            return Err(Err(Error::Internal(what)));
+        };
+        self.sequence += 1;
+        let sequence = self.sequence;
+        match communicator.start_uneven(call, sequence) {
+            Ok(Progress::Done) => Err(Ok(())),
+            Ok(_) => {
+                let doing = Doing::Call { candidate, descriptor, sequence, timeout, staging: None };
+                self.active = Some(Active { doing, ticket: Some(ticket), since: Some(since) });
+                Ok(())
+            }
+            Err(error) => Err(Err(self.failed(error, &descriptor, sequence))),
         }
-        Ok(())
     }
 
     #[inline]
@@ -357,8 +390,8 @@ impl Core {
                 Poll::Pending if self.members.is_closed() => self.members.check(),
                 Poll::Pending => return Err(Progress::Pending),
             },
-            Doing::Call { candidate, call, sequence, .. } => {
-                let (descriptor, sequence) = (call.descriptor, *sequence);
+            Doing::Call { candidate, descriptor, sequence, .. } => {
+                let (descriptor, sequence) = (*descriptor, *sequence);
                 let progress = match &mut self.communicators[*candidate] {
                     // Whoever destroyed the group may have freed the buffers.
                     _ if self.members.is_closed() => self.members.check().map(|()| Progress::Pending),
@@ -380,8 +413,14 @@ impl Core {
                 }
             }
         };
-        let Some(active) = self.active.take() else { return Err(Progress::Pending) };
-        Ok((active.ticket, outcome.and_then(|()| self.finish(active.doing))))
+        let Some(active) = &mut self.active else { return Err(Progress::Pending) };
+        let ticket = active.ticket.take();
+        let staging = match &mut active.doing {
+            Doing::Call { staging, .. } => staging.take(),
+            Doing::Task(_) => None,
+        };
+        self.active = None;
+        Ok((ticket, outcome.and_then(|()| finish(staging))))
     }
 
     /// The slow look at a call that waits: has a rank it awaits died, has the deadline passed? Before either is
@@ -389,14 +428,14 @@ impl Core {
     #[cold]
     fn look(&mut self) -> Result<Progress> {
         let now = Instant::now();
-        let Some(Active { doing: Doing::Call { candidate, call, sequence, timeout, .. }, since, .. }) =
+        let Some(Active { doing: Doing::Call { candidate, descriptor, sequence, timeout, .. }, since, .. }) =
             &mut self.active
         else {
             return Ok(Progress::Pending);
         };
         let Some(communicator) = &mut self.communicators[*candidate] else { return Ok(Progress::Pending) };
         let since = *since.get_or_insert(now);
-        let (members, descriptor, sequence) = (&self.members, call.descriptor, *sequence);
+        let (members, descriptor, sequence) = (&self.members, *descriptor, *sequence);
         let failure = |status, rank, text| {
             Error::from(Failure { status, rank, collective: Some(descriptor.collective), sequence, text })
         };
@@ -482,17 +521,20 @@ fn placement(plan: &Plan, candidate: usize) -> Placement {
     }
 }
 
-/// Makes `call` one that a communicator of this placement can serve. Where the result must pass through scratch
-/// memory, that is returned, to be copied when the call is done.
-fn stage(call: &mut Call, placement: Placement) -> Result<Option<Staging>> {
+/// The call that a communicator of this placement can serve, if it is not this one. Where the result must pass through
+/// scratch memory, that comes too, to be copied when the call is done.
+#[inline]
+fn stage(call: &Call, placement: Placement) -> Result<(Option<Call>, Option<Box<Staging>>)> {
+    if placement == Placement::Both {
+        return Ok((None, None));
+    }
     let in_place = std::ptr::eq(call.send, call.recv);
     let bytes = call.descriptor.bytes();
     match placement {
         Placement::InPlace if !in_place && bytes > 0 => {
             // SAFETY: both are `bytes` long and do not overlap, as the call's maker promised; `send` stays untouched.
             unsafe { std::ptr::copy_nonoverlapping(call.send, call.recv, bytes) };
-            call.send = call.recv;
-            Ok(None)
+            Ok((Some(Call { send: call.recv, ..*call }), None))
         }
         Placement::OutOfPlace if in_place && bytes > 0 => {
             let mut scratch = Vec::new();
@@ -501,9 +543,19 @@ fn stage(call: &mut Call, placement: Placement) -> Result<Option<Staging>> {
                 .try_reserve_exact(words)
                 .map_err(|_| Error::OutOfMemory(format!("{bytes} bytes to stage {} in place", call.descriptor)))?;
             scratch.resize(words, 0);
-            let to = std::mem::replace(&mut call.recv, scratch.as_mut_ptr().cast());
-            Ok(Some(Staging { scratch, to, bytes }))
+            let staged = Call { recv: scratch.as_mut_ptr().cast(), ..*call };
+            Ok((Some(staged), Some(Box::new(Staging { scratch, to: call.recv, bytes }))))
         }
-        _ => Ok(None),
+        _ => Ok((None, None)),
     }
+}
+
+/// Puts the result of a call that is done where its caller wants it.
+#[inline]
+fn finish(staging: Option<Box<Staging>>) -> Result<()> {
+    if let Some(staging) = staging {
+        // SAFETY: the result has room for the bytes, as the call's maker promised, and the scratch is that long.
+        unsafe { std::ptr::copy_nonoverlapping(staging.scratch.as_ptr().cast(), staging.to, staging.bytes) };
+    }
+    Ok(())
 }

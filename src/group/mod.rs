@@ -33,7 +33,7 @@ use self::{
 pub use crate::bootstrap::fork::forked;
 use crate::{
     bootstrap::Members,
-    communicator::{Call, Descriptor, Letter, Placement, post::Delivery},
+    communicator::{Call, Descriptor, Letter, Placement, Uneven, post::Delivery},
     config::{GroupOptions, Timeout, WorldOptions},
     dispatch::{Format, Plan, Standing},
     dtype::{Collective, DType, Op},
@@ -122,9 +122,11 @@ impl Group {
         self.members.failure()
     }
 
-    /// Which ranks are alive and have not left, as far as can be told now.
+    /// Which ranks are alive and have not left, as far as can be told now. A rank whose loss failed the group is not,
+    /// even where this rank has yet to see it go: all ranks tell one story.
     pub fn alive(&self) -> Vec<bool> {
-        (0..self.size()).map(|rank| self.members.lost(rank).is_none()).collect()
+        let failed_by = self.failure().filter(|failure| failure.status == Status::PeerLost).and_then(|loss| loss.rank);
+        (0..self.size()).map(|rank| failed_by != Some(rank) && self.members.lost(rank).is_none()).collect()
     }
 
     /// Returns when all ranks have called it.
@@ -196,6 +198,17 @@ impl Group {
     /// Starts a call, behind those that were started before it.
     pub fn start(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<Arc<Request>> {
         Request::start(self, Work::Call(call, timeout.or(self.options.timeout)))
+    }
+
+    /// Makes a v-form and waits for it; in a batch, writes it down.
+    pub fn run_uneven(self: &Arc<Self>, call: Uneven, timeout: Timeout) -> Result<()> {
+        batch::checked(self.refuse_uneven(&call))?;
+        self.perform(Work::Uneven(call, timeout.or(self.options.timeout)))
+    }
+
+    /// Starts a v-form, behind the calls that were started before it.
+    pub fn start_uneven(self: &Arc<Self>, call: Uneven, timeout: Timeout) -> Result<Arc<Request>> {
+        Request::start(self, Work::Uneven(call, timeout.or(self.options.timeout)))
     }
 
     /// Sends and receives, all letters at once, and waits for all of them; in a batch, writes them down. Says how many
@@ -324,6 +337,14 @@ impl Group {
         self.members.check()?;
         let plan = self.plan();
         plan.choose(descriptor).map(|_| ()).ok_or_else(|| plan.refusal(descriptor))
+    }
+
+    fn refuse_uneven(&self, call: &Uneven) -> Result<()> {
+        let size = self.size() as usize;
+        if call.send_parts.len() != size || call.recv_parts.len() != size {
+            return Err(Error::invalid(format_args!("{}: every one of the {size} ranks has a part", call.descriptor)));
+        }
+        self.refuse_unserved(&call.descriptor)
     }
 
     fn refuse_letter(&self, letter: &Letter) -> Result<()> {

@@ -30,6 +30,7 @@ impl Request {
         }
         match &work {
             Work::Call(call, _) => group.refuse_unserved(&call.descriptor)?,
+            Work::Uneven(call, _) => group.refuse_uneven(call)?,
             Work::Letter(letter, _) => group.refuse_letter(letter)?,
             Work::Task(_) => {}
         }

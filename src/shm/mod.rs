@@ -1,44 +1,51 @@
 //! The shared-memory communicator: ranks of one host, through memory they all map.
 //!
-//! * [`segment`] — where everything lies, and the counters by which slots are handed over;
+//! * [`segment`] — where everything lies, and the counters by which staging slots are handed over;
+//! * [`small`] — calls whose data travel with the header;
+//! * [`hand_over`] — how bytes are put where another core reads them;
 //! * [`post`] — messages from rank to rank;
-//! * this page — the two algorithms, and how the communicator is made.
+//! * this page — the table of algorithms, and how the communicator is made.
 //!
 //! | algorithm | contribution | how |
 //! |-----------|--------------|-----|
-//! | inline    | to 16 KiB    | each rank copies its contribution into its slot and posts its header; whoever has seen all headers reads everybody's slot |
+//! | line      | to 56 B      | in the cache line of the call's header |
+//! | lines     | to 2 KiB     | in cache lines that carry a flag each |
+//! | slot      | to 16 KiB    | in a slot that the header publishes |
 //! | pipelined | any          | the plain [`Exchange`] over a ring of staging slots |
-//!
-//! *Why an inline slot may be reused.* There are two, used in turn like the headers, and by the argument told at
-//! [`crate::bootstrap::board`] nobody reads slot `n % 2` of call n any more when call n+2 is posted.
 
+mod hand_over;
 #[cfg(all(test, loom))]
 mod model;
 mod post;
 mod segment;
+mod small;
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use segment::{INLINE, Segment};
+use segment::Segment;
+use small::{LINE_BYTES, LINES_BYTES, SLOT_BYTES, Scratch, Small, Way};
 
 use crate::{
     bootstrap::{Members, mapping::Mapping, members::first_trouble, session::Session},
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
-        exchange::{self, Exchange, Lanes},
+        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks, Task,
+        Uneven,
+        exchange::{Exchange, Lanes},
         post::Post,
     },
     dtype::{COLLECTIVES, OPS, REDUCIBLE},
     error::{Error, Result},
-    sync::writes,
 };
 
 /// The entry in the dispatcher's list.
 pub struct Shm;
 
-const ALGORITHMS: [Algorithm; 2] =
-    [Algorithm { name: "inline", up_to: INLINE as u64 }, Algorithm { name: "pipelined", up_to: u64::MAX }];
-const PIPELINED: u8 = 1;
+const ALGORITHMS: [Algorithm; 4] = [
+    Algorithm { name: "line", up_to: LINE_BYTES as u64 },
+    Algorithm { name: "lines", up_to: LINES_BYTES as u64 },
+    Algorithm { name: "slot", up_to: SLOT_BYTES as u64 },
+    Algorithm { name: "pipelined", up_to: u64::MAX },
+];
 
 impl Provider for Shm {
     fn name(&self) -> &'static str {
@@ -121,21 +128,14 @@ struct Communication {
     meeting: Meeting,
     exchange: Exchange<Segment>,
     letters: post::Letters,
-    /// The inline call that is going on.
-    inline: Option<Inline>,
-    sources: Vec<*const u8>,
+    /// The small call that is going on; else it is a v-form, or an exchange.
+    small: Option<Small>,
+    /// The v-form that is going on.
+    parts: Option<Parts>,
+    scratch: Scratch,
     /// What came out while this rank was about to sleep.
     outcome: Option<Result<Progress>>,
 }
-
-struct Inline {
-    call: Call,
-    pattern: Pattern,
-    sequence: u64,
-}
-
-// SAFETY: the pointers are the current call's, which may be used from any thread (see `Call`), and the segment's.
-unsafe impl Send for Communication {}
 
 impl Communication {
     /// In a mapping of the segment and, behind it, the post; `fd` is what is mapped, if parts of it are still to be
@@ -147,42 +147,21 @@ impl Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),
             letters: post::Letters::new(members.clone(), wire),
-            inline: None,
-            sources: Vec::with_capacity(members.size() as usize),
+            small: None,
+            parts: None,
+            scratch: Scratch::new(members.size()),
             outcome: None,
             members,
         }
     }
 
+    #[inline]
     fn advance(&mut self) -> Result<Progress> {
-        if self.inline.is_none() {
-            return self.exchange.poll(&mut self.meeting);
+        match (&mut self.small, &mut self.parts) {
+            (Some(small), _) => small.poll(&self.members, &self.exchange.lanes, &mut self.meeting, &mut self.scratch),
+            (None, Some(parts)) => parts.poll(&mut self.exchange, &mut self.meeting),
+            (None, None) => self.exchange.poll(&mut self.meeting),
         }
-        if self.meeting.poll()? != Progress::Done {
-            return Ok(Progress::Pending);
-        }
-        if let Some(inline) = self.inline.take() {
-            self.consume(&inline);
-        }
-        Ok(Progress::Done)
-    }
-
-    /// Reads everybody's slot, once all headers were seen.
-    fn consume(&mut self, inline: &Inline) {
-        let (me, pattern) = (self.members.rank(), &inline.pattern);
-        if pattern.window.is_empty() {
-            return;
-        }
-        self.sources.clear();
-        for rank in (0..self.members.size()).filter(|rank| pattern.contributors.contains(*rank)) {
-            self.sources.push(match rank == me {
-                true => inline.call.send,
-                false => self.exchange.lanes.inline_slot(rank, inline.sequence),
-            });
-        }
-        // SAFETY: each header was posted after its rank had filled the slot, and is read no more once this rank
-        // posts its next call; `send` and `recv` are as the call's maker promised.
-        unsafe { exchange::apply(&inline.call, pattern, &(0..pattern.length), &mut self.sources) };
     }
 }
 
@@ -192,26 +171,32 @@ impl Communicator for Communication {
         let pattern = Pattern::new(&call.descriptor, me, size)
             .ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
         self.outcome = None;
-        self.inline = None;
-        if algorithm == PIPELINED {
-            // SAFETY: the group calls this once per sequence, in order; there is no payload.
+        self.parts = None;
+        let way = match algorithm {
+            0 => Some(Way::Line),
+            1 => Some(Way::Lines),
+            2 => Some(Way::Slot),
+            _ => None,
+        };
+        // SAFETY: the group calls this once per sequence, in order, with contributions that the plan says fit.
+        self.small = way.map(|way| unsafe {
+            Small::begin(call, pattern.clone(), sequence, way, (&mut self.meeting, &self.exchange.lanes))
+        });
+        if way.is_none() {
+            // SAFETY: as above; there is no payload.
             unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
             self.exchange.begin(call, pattern);
-            return self.poll();
         }
-        if pattern.contributors.contains(me) && size > 1 {
-            // SAFETY: `send` is readable for the contribution, which the plan says fits a slot; nobody reads this
-            // slot now (see the module comment).
-            unsafe {
-                let slot = self.exchange.lanes.inline_slot(me, sequence).cast_mut();
-                writes(slot);
-                std::ptr::copy_nonoverlapping(call.send, slot, pattern.length.min(INLINE));
-            }
-        }
-        // SAFETY: as above; the header's release store publishes the slot.
+        self.advance()
+    }
+
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        self.outcome = None;
+        self.small = None;
+        // SAFETY: as above; there is no payload.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
-        self.inline = Some(Inline { call: *call, pattern, sequence });
-        self.poll()
+        self.parts = Some(Parts::new(self.members.clone(), call, sequence));
+        self.advance()
     }
 
     fn poll(&mut self) -> Result<Progress> {
@@ -232,7 +217,12 @@ impl Communicator for Communication {
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
-        self.meeting.awaits(rank) || self.inline.is_none() && self.exchange.awaits(rank)
+        self.meeting.awaits(rank)
+            || match (&self.small, &mut self.parts) {
+                (Some(small), _) => small.awaits(&self.exchange.lanes, rank),
+                (None, Some(parts)) => parts.awaits(&mut self.exchange, rank),
+                (None, None) => self.exchange.awaits(rank),
+            }
     }
 
     fn post(&mut self) -> Option<&mut dyn Post> {

@@ -1,7 +1,7 @@
 //! The segment: what the shared-memory communicator keeps in memory that all ranks map.
 //!
-//! Each rank has a part of its own, which it alone writes: two counters, two inline slots, and a ring of staging
-//! slots.
+//! Each rank has a part of its own, which it alone writes: two counters, two sets of lines and two slots for small calls
+//! (see [`super::small`]), and a ring of staging slots.
 //!
 //! # The ring
 //!
@@ -20,13 +20,17 @@
 
 use std::{ops::Range, sync::Arc};
 
+use super::hand_over::Store;
 use crate::{
     bootstrap::{Members, mapping::Mapping},
-    sync::{AtomicU64, Ordering, writes},
+    sync::{AtomicU64, Ordering, reads, writes},
 };
 
-/// Bytes of an inline slot. Two of them and a peer's fit a first-level cache of 48 KiB.
-pub(super) const INLINE: usize = 16 * 1024;
+/// Data bytes of a line, and lines of a set: beside the header's 56 bytes, room for 2 KiB.
+pub(super) const PIECE: usize = 56;
+pub(super) const LINES: usize = 36;
+/// Bytes of a slot. Two of them and a peer's fit a first-level cache of 48 KiB.
+pub(super) const SLOT: usize = 16 * 1024;
 /// Bytes of a staging slot, and staging slots of a rank: chunks of 8 to 256 KiB are within 20 % of each other, and
 /// four slots let a publisher run two chunks ahead of the slowest reader (measured by a prototype of this pipeline).
 pub(super) const CHUNK: usize = 32 * 1024;
@@ -35,22 +39,35 @@ pub(super) const SLOTS: u64 = 4;
 /// The counters of one rank, each on lines of its own: the one is written often while the other is polled.
 #[repr(C)]
 pub(super) struct Counters {
-    published: Line,
-    finished: Line,
+    published: Counter,
+    finished: Counter,
 }
 
 /// 128 bytes, since processors fetch lines in pairs.
 #[repr(C, align(128))]
-struct Line(AtomicU64);
+struct Counter(AtomicU64);
+
+/// A cache line that says itself whether it is there.
+#[repr(C, align(64))]
+struct Line {
+    /// The sequence of the call whose data these are.
+    flag: AtomicU64,
+    data: [u8; PIECE],
+}
 
 const COUNTERS: usize = size_of::<Counters>();
+const SETS: usize = 2 * LINES * size_of::<Line>();
+/// Where the slots begin, and the staging slots; at whole pages.
+const SLOTS_AT: usize = (COUNTERS + SETS).next_multiple_of(4096);
+const RING_AT: usize = SLOTS_AT + 2 * SLOT;
 /// A rank's part, in whole pages, so that a page belongs to one rank.
-const PART: usize = (COUNTERS + 2 * INLINE + SLOTS as usize * CHUNK).next_multiple_of(4096);
+const PART: usize = (RING_AT + SLOTS as usize * CHUNK).next_multiple_of(4096);
 
 /// One rank's view of the segment.
 pub(super) struct Segment {
     members: Arc<Members>,
     mapping: Arc<Mapping>,
+    store: Store,
     /// The smallest `finished` of the others, as last seen: it only grows.
     finished_by_all: u64,
 }
@@ -68,12 +85,81 @@ impl Segment {
 
     /// The segment in a mapping of [`Segment::bytes`] zero bytes.
     pub(super) fn new(members: Arc<Members>, mapping: Arc<Mapping>) -> Self {
-        Segment { members, mapping, finished_by_all: 0 }
+        Segment { members, mapping, store: Store::detect(), finished_by_all: 0 }
     }
 
-    /// `rank`'s inline slot of a call: [`INLINE`] bytes.
-    pub(super) fn inline_slot(&self, rank: u32, sequence: u64) -> *const u8 {
-        self.at(rank, COUNTERS + (sequence % 2) as usize * INLINE, INLINE)
+    /// This rank.
+    pub(super) fn rank(&self) -> u32 {
+        self.members.rank()
+    }
+
+    /// Ranks that share the segment.
+    pub(super) fn size(&self) -> u32 {
+        self.members.size()
+    }
+
+    /// Shows `bytes` in this rank's lines of a call.
+    ///
+    /// # Safety
+    /// At most [`LINES`] times [`PIECE`] bytes; nobody reads these lines now.
+    #[inline]
+    pub(super) unsafe fn write_lines(&self, sequence: u64, bytes: &[u8]) {
+        for (at, piece) in bytes.chunks(PIECE).enumerate() {
+            let line = self.line(self.rank(), sequence, at);
+            // SAFETY: a line of this rank's in the mapping; by the caller's promise nobody reads its data.
+            unsafe {
+                let data = (&raw const (*line).data).cast::<u8>().cast_mut();
+                writes(data);
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), data, piece.len());
+                (*line).flag.store(sequence, Ordering::Release);
+            }
+        }
+    }
+
+    /// Reads `length` bytes from `rank`'s lines of a call to `to`, from line `from` on as far as they have come; says how
+    /// many lines have been read by now.
+    ///
+    /// # Safety
+    /// `to` is writable for `length` bytes; the lines are not yet to be overwritten.
+    #[inline]
+    pub(super) unsafe fn read_lines(&self, rank: u32, sequence: u64, from: usize, to: *mut u8, length: usize) -> usize {
+        for at in from..length.div_ceil(PIECE) {
+            let line = self.line(rank, sequence, at);
+            // SAFETY: a line in the mapping, whose flag is an atomic; once it is there the data may be read.
+            unsafe {
+                if (*line).flag.load(Ordering::Acquire) != sequence {
+                    return at;
+                }
+                reads(&raw const (*line).data);
+                let data = (&raw const (*line).data).cast::<u8>();
+                std::ptr::copy_nonoverlapping(data, to.add(at * PIECE), PIECE.min(length - at * PIECE));
+            }
+        }
+        length.div_ceil(PIECE)
+    }
+
+    /// Whether all of the `length` bytes in `rank`'s lines of a call have come.
+    pub(super) fn has_lines(&self, rank: u32, sequence: u64, length: usize) -> bool {
+        let lines = 0..length.div_ceil(PIECE);
+        // SAFETY: lines in the mapping, touched through atomics.
+        lines.into_iter().all(|at| unsafe { (*self.line(rank, sequence, at)).flag.load(Ordering::Acquire) } == sequence)
+    }
+
+    /// Fills this rank's slot of a call, for a header to publish.
+    ///
+    /// # Safety
+    /// At most [`SLOT`] bytes; nobody reads this slot now.
+    #[inline]
+    pub(super) unsafe fn write_slot(&self, sequence: u64, bytes: &[u8]) {
+        let slot = self.slot_of(self.rank(), sequence).cast_mut();
+        writes(slot);
+        // SAFETY: the slot is as long, and by the caller's promise nobody reads it.
+        unsafe { self.store.copy(bytes.as_ptr(), slot, bytes.len().min(SLOT)) };
+    }
+
+    /// `rank`'s slot of a call: [`SLOT`] bytes.
+    pub(super) fn slot_of(&self, rank: u32, sequence: u64) -> *const u8 {
+        self.at(rank, SLOTS_AT + (sequence % 2) as usize * SLOT, SLOT)
     }
 
     /// Whether this rank may write chunk `step`: every other rank has finished the chunk that lies in its slot.
@@ -100,17 +186,17 @@ impl Segment {
     /// `bytes` are readable, at most [`CHUNK`] of them; there is room for the step.
     pub(super) unsafe fn ring_publish(&mut self, step: u64, bytes: *const u8, length: usize) {
         let me = self.members.rank();
-        let slot = self.slot(me, step).cast_mut();
+        let slot = self.staging(me, step).cast_mut();
         writes(slot);
         // SAFETY: the slot is this rank's, and nobody reads it any more: there is room.
-        unsafe { std::ptr::copy_nonoverlapping(bytes, slot, length.min(CHUNK)) };
+        unsafe { self.store.copy(bytes, slot, length.min(CHUNK)) };
         self.counters(me).published.0.store(step + 1, Ordering::Release);
         self.members.ring_all();
     }
 
     /// `rank`'s chunk `step` if it has been published: readable until this rank finishes the step.
     pub(super) fn ring_published(&self, rank: u32, step: u64) -> Option<*const u8> {
-        (self.counters(rank).published.0.load(Ordering::Acquire) > step).then(|| self.slot(rank, step))
+        (self.counters(rank).published.0.load(Ordering::Acquire) > step).then(|| self.staging(rank, step))
     }
 
     /// Says that this rank has finished all steps before `steps`.
@@ -119,8 +205,13 @@ impl Segment {
         self.members.ring_all();
     }
 
-    fn slot(&self, rank: u32, step: u64) -> *const u8 {
-        self.at(rank, COUNTERS + 2 * INLINE + (step % SLOTS) as usize * CHUNK, CHUNK)
+    fn staging(&self, rank: u32, step: u64) -> *const u8 {
+        self.at(rank, RING_AT + (step % SLOTS) as usize * CHUNK, CHUNK)
+    }
+
+    fn line(&self, rank: u32, sequence: u64, at: usize) -> *const Line {
+        let index = (sequence % 2) as usize * LINES + at;
+        self.at(rank, COUNTERS + index * size_of::<Line>(), size_of::<Line>()).cast()
     }
 
     fn counters(&self, rank: u32) -> &Counters {
@@ -141,11 +232,19 @@ impl Segment {
         let mapping = Mapping::private(Self::bytes(size)).unwrap();
         for rank in 0..size {
             let part = mapping.at(Self::part(rank).start, PART);
-            let counters = Counters { published: Line(AtomicU64::new(0)), finished: Line(AtomicU64::new(0)) };
+            let counters = Counters { published: Counter(AtomicU64::new(0)), finished: Counter(AtomicU64::new(0)) };
             // SAFETY: they lie in the mapping, and nobody else knows it yet.
             unsafe { part.cast().write(counters) };
-            let slots = (0..2).map(|slot| (COUNTERS + slot * INLINE, INLINE));
-            let staging = (0..SLOTS as usize).map(|slot| (COUNTERS + 2 * INLINE + slot * CHUNK, CHUNK));
+            for index in 0..2 * LINES {
+                let line = mapping.at(Self::part(rank).start + COUNTERS + index * size_of::<Line>(), size_of::<Line>());
+                let line = line.cast::<Line>();
+                // SAFETY: as above.
+                unsafe { line.write(Line { flag: AtomicU64::new(0), data: [0; PIECE] }) };
+                // SAFETY: as above.
+                crate::sync::model::watch(unsafe { (&raw const (*line.as_ptr()).data).cast() }, PIECE);
+            }
+            let slots = (0..2).map(|slot| (SLOTS_AT + slot * SLOT, SLOT));
+            let staging = (0..SLOTS as usize).map(|slot| (RING_AT + slot * CHUNK, CHUNK));
             for (offset, length) in slots.chain(staging) {
                 crate::sync::model::watch(mapping.at(Self::part(rank).start + offset, length).as_ptr(), length);
             }

@@ -21,7 +21,8 @@ use crate::{
         control::{Kind, Verdict},
     },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Pattern, Placement, Progress, Provider, Ranks, Task,
+        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks, Task,
+        Uneven,
         exchange::{Exchange, Lanes, protocol_error},
         post::Post,
     },
@@ -70,6 +71,8 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Messages>,
+    /// The v-form that is going on.
+    parts: Option<Parts>,
     letters: post::Letters,
 }
 
@@ -84,6 +87,7 @@ impl Communication {
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), lanes),
+            parts: None,
             letters: post::Letters::new(members.clone()),
             members,
         }
@@ -97,11 +101,22 @@ impl Communicator for Communication {
         // SAFETY: the group calls this once per sequence, in order; there is no payload.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
         self.exchange.begin(call, pattern);
+        self.parts = None;
+        self.poll()
+    }
+
+    fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
+        // SAFETY: as above.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
+        self.parts = Some(Parts::new(self.members.clone(), call, sequence));
         self.poll()
     }
 
     fn poll(&mut self) -> Result<Progress> {
-        self.exchange.poll(&mut self.meeting)
+        match &mut self.parts {
+            Some(parts) => parts.poll(&mut self.exchange, &mut self.meeting),
+            None => self.exchange.poll(&mut self.meeting),
+        }
     }
 
     fn rest(&mut self, at_most: Duration) {
@@ -110,7 +125,11 @@ impl Communicator for Communication {
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
-        self.meeting.awaits(rank) || self.exchange.awaits(rank)
+        let moving = match &mut self.parts {
+            Some(parts) => parts.awaits(&mut self.exchange, rank),
+            None => self.exchange.awaits(rank),
+        };
+        moving || self.meeting.awaits(rank)
     }
 
     fn post(&mut self) -> Option<&mut dyn Post> {

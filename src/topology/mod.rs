@@ -9,7 +9,7 @@ use std::{fs, sync::OnceLock};
 
 use sha2::{Digest, Sha256};
 
-use crate::config;
+use crate::{config, sync::Fences};
 
 /// The longest host name that travels, in bytes (Linux allows 64).
 const MAX_HOST_NAME: usize = 64;
@@ -35,11 +35,13 @@ pub struct Facts {
     pub quota_millicores: u32,
     /// The library's version, as `tutti_version` has it.
     pub version: u32,
+    /// Whether the kernel lets the process divide fences unevenly ([`Fences::can_be_lopsided`]).
+    pub lopsided: bool,
 }
 
 impl Facts {
     /// The longest encoding, in bytes.
-    pub const MAX_ENCODED: usize = 4 + 4 + 8 + 8 + 4 + 4 + 1 + MAX_HOST_NAME + 2 + MAX_CPUS / 8;
+    pub const MAX_ENCODED: usize = 4 + 4 + 8 + 8 + 4 + 4 + 1 + 1 + MAX_HOST_NAME + 2 + MAX_CPUS / 8;
 
     /// What can be said of the calling thread and its process now. `host_id` is `TUTTI_HOST_ID`, where it is set.
     pub fn gather(host_id: Option<&str>) -> Self {
@@ -54,6 +56,7 @@ impl Facts {
             cpus: affinity(),
             quota_millicores: quota::millicores(&|path| fs::read_to_string(path).ok()).unwrap_or(u32::MAX),
             version: config::VERSION,
+            lopsided: Fences::can_be_lopsided(),
         }
     }
 
@@ -65,6 +68,7 @@ impl Facts {
         out.extend(self.host.to_le_bytes());
         out.extend(self.quota_millicores.to_le_bytes());
         out.extend(self.version.to_le_bytes());
+        out.push(u8::from(self.lopsided));
         let name = shorten(&self.host_name, MAX_HOST_NAME);
         out.push(name.len() as u8);
         out.extend(name.as_bytes());
@@ -90,6 +94,8 @@ impl Facts {
         let host = u64::from_le_bytes(take(bytes)?);
         let quota_millicores = u32::from_le_bytes(take(bytes)?);
         let version = u32::from_le_bytes(take(bytes)?);
+        let [lopsided @ 0..=1] = take(bytes)? else { return None };
+        let lopsided = lopsided == 1;
         let [length] = take(bytes)?;
         let name = bytes.split_off(..usize::from(length)).filter(|name| name.len() <= MAX_HOST_NAME)?;
         let host_name = std::str::from_utf8(name).ok()?.to_owned();
@@ -98,7 +104,7 @@ impl Facts {
         let cpus = (0u32..)
             .zip(bits)
             .flat_map(|(at, byte)| (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| at * 8 + bit));
-        Some(Facts { pid, uid, process, host, host_name, cpus: cpus.collect(), quota_millicores, version })
+        Some(Facts { pid, uid, process, host, host_name, cpus: cpus.collect(), quota_millicores, version, lopsided })
     }
 }
 

@@ -25,9 +25,9 @@ pub(crate) fn world(communicator: &str, size: u32, timeout_ms: i64) -> Vec<Arc<G
     Group::world_local(size, WorldOptions { group, ..WorldOptions::default() }).unwrap()
 }
 
-/// Runs one thread per rank; a panic of any of them, or a hang, fails the test.
-pub(crate) fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Group>) -> T + Sync) -> Vec<T> {
-    let (over, watch) = mpsc::channel::<()>();
+/// Ends the process if this test has not ended in time; until then to be kept.
+pub(crate) fn watchdog() -> mpsc::Sender<()> {
+    let (over, watch) = mpsc::channel();
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     std::thread::spawn(move || {
         if watch.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -35,6 +35,11 @@ pub(crate) fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Gr
             std::process::abort();
         }
     });
+    over
+}
+
+/// Runs one thread per rank; a panic of any of them fails the test.
+pub(crate) fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Group>) -> T + Sync) -> Vec<T> {
     let results = std::thread::scope(|scope| {
         let body = &body;
         let threads: Vec<_> = groups
@@ -51,7 +56,6 @@ pub(crate) fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Gr
             .collect();
         threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
     });
-    drop(over);
     results.into_iter().map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
 }
 

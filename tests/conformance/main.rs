@@ -5,7 +5,9 @@
 mod harness;
 mod letters;
 mod oracle;
+mod programs;
 mod promises;
+mod uneven;
 
 macro_rules! keeps {
     ($communicator:ident: $($room:ident::$promise:ident)*) => {
@@ -13,6 +15,7 @@ macro_rules! keeps {
             $(
                 #[test]
                 fn $promise() {
+                    let _watchdog = crate::harness::watchdog();
                     crate::$room::$promise(stringify!($communicator));
                 }
             )*
@@ -39,6 +42,9 @@ macro_rules! keep_all_promises {
             promises::a_batch_that_is_refused_begins_nothing
             promises::ranks_change_their_plan_together
             promises::a_communicator_says_what_it_can
+            uneven::uneven_parts_come_to_their_places
+            uneven::ranks_whose_counts_differ_get_mismatch_and_no_output
+            programs::programs_do_what_their_definitions_say
             letters::a_message_arrives_as_it_was_sent
             letters::messages_keep_their_order_by_tag_and_overtake_other_tags
             letters::receives_posted_first_get_the_messages_in_order

@@ -13,7 +13,7 @@ use tutti::{
     config::{GroupOptions, Timeout},
     dispatch::Format,
     dtype::{Collective, DType, OPS, Op, REDUCIBLE},
-    error::Status,
+    error::{Result, Status},
     group::{Group, Request, batch},
 };
 
@@ -30,7 +30,7 @@ const MOVEMENT_ONLY: [DType; 3] = [DType::Bool, DType::Int16, DType::Bytes];
 const EDGES: [usize; 6] = [4096, 16 * 1024, 32 * 1024, 64 * 1024, 128 * 1024, 5 * 32 * 1024];
 
 /// Contributions that are hard on a reduction: any bits at all, and every so often a value with a name.
-fn contribution(dtype: DType, count: usize, seed: u64, rank: u32) -> Vec<u8> {
+pub(crate) fn contribution(dtype: DType, count: usize, seed: u64, rank: u32) -> Vec<u8> {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9) ^ u64::from(rank + 1) << 40 | 1);
     let mut bytes = Vec::with_capacity(count * dtype.size());
     for i in 0..count {
@@ -408,43 +408,54 @@ pub(crate) fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) 
 
 pub(crate) fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
     let groups = world(communicator, 2, PATIENT);
-    let group = &groups[0];
-    let told_so = |outcome: &tutti::error::Result<()>| {
-        outcome.as_ref().is_err_and(|error| error.status() == Status::InvalidUsage)
-    };
-    std::thread::scope(|scope| {
-        // Either thread may be the second one; what it was told changes nothing, so it may come again.
-        let first = scope.spawn(|| {
-            loop {
-                let outcome = group.sync(Timeout::Default);
-                if !told_so(&outcome) {
-                    return outcome;
-                }
-            }
-        });
-        // A group of this rank alone is made as long as the first thread is not inside.
-        while !told_so(&group.create(&[0], GroupOptions::default(), Box::new(drop))) {
-            std::thread::yield_now();
-        }
-        group.check().unwrap();
-        groups[1].sync(Timeout::Default).unwrap();
-        first.join().unwrap().unwrap();
-    });
+    while_another_is_inside(
+        &groups[0],
+        |group| group.sync(Timeout::Default),
+        || {
+            groups[0].check().unwrap();
+            groups[1].sync(Timeout::Default).unwrap();
+        },
+    )
+    .unwrap();
 }
 
 pub(crate) fn an_abort_ends_the_making_of_a_group_too(communicator: &str) {
     let groups = world(communicator, 2, PATIENT);
+    let error = while_another_is_inside(
+        &groups[0],
+        |group| group.create(&[0, 1], GroupOptions::default(), Box::new(drop)),
+        || groups[1].abort(),
+    )
+    .unwrap_err();
+    assert_eq!(error.status(), Status::Aborted, "{error}");
+}
+
+/// Lets another thread make `call` in `group` and does `body` when it is inside, where it stays until `body` gets it
+/// out. What the call came to.
+fn while_another_is_inside(
+    group: &Arc<Group>,
+    call: impl Fn(&Arc<Group>) -> Result<()> + Sync,
+    body: impl FnOnce(),
+) -> Result<()> {
+    let told_so = |outcome: &Result<()>| outcome.as_ref().is_err_and(|e| e.status() == Status::InvalidUsage);
     std::thread::scope(|scope| {
-        let making = scope.spawn(|| groups[0].create(&[0, 1], GroupOptions::default(), Box::new(drop)));
-        // A call that changes nothing tells when the other thread is inside.
-        let inside = |outcome: tutti::error::Result<()>| outcome.is_err_and(|e| e.status() == Status::InvalidUsage);
-        while !inside(groups[0].create(&[0], GroupOptions::default(), Box::new(drop))) {
-            std::thread::yield_now();
+        // Either thread may be the second one; what it was told changes nothing, so it may come again.
+        let inside = scope.spawn(|| {
+            loop {
+                let outcome = call(group);
+                if !told_so(&outcome) {
+                    return outcome;
+                }
+                std::thread::yield_now();
+            }
+        });
+        // A group of this rank alone is made as long as the other thread is not inside; pauses let it in.
+        while !told_so(&group.create(&[0], GroupOptions::default(), Box::new(drop))) {
+            (0..100).for_each(|_| std::thread::yield_now());
         }
-        groups[1].abort();
-        let error = making.join().unwrap().unwrap_err();
-        assert_eq!(error.status(), Status::Aborted, "{error}");
-    });
+        body();
+        inside.join().unwrap()
+    })
 }
 
 pub(crate) fn a_batch_that_is_refused_begins_nothing(communicator: &str) {
