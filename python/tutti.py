@@ -730,6 +730,32 @@ class Group:
               _stream(stream))
         self._keep(call)
 
+    def all_gather_v(self, send, recv, counts, displs=None, *, dtype=None, stream=None):
+        """Gathers every rank's elements, counts[r] of rank r at displs[r]; without displs one after the other."""
+        call = _Arguments(send, recv, dtype, counts[self.rank], "send")
+        self._run("all_gather_v", call, self._parts(counts), self._parts(displs), call.dtype, _stream(stream))
+
+    def reduce_scatter_v(self, send, recv, counts, displs=None, op=Op.SUM, *, dtype=None, stream=None):
+        """Reduces over all ranks and leaves each with its part: counts[r] elements at displs[r] of send."""
+        call = _Arguments(send, recv, dtype, counts[self.rank], "recv")
+        self._run("reduce_scatter_v", call, self._parts(counts), self._parts(displs), call.dtype, _op(op), _stream(stream))
+
+    def all_to_all_v(self, send, send_counts, recv, recv_counts, send_displs=None, recv_displs=None, *, dtype=None,
+                     stream=None):
+        """Sends every rank its elements and receives from every rank, as many as it sends."""
+        call = _Arguments(send, recv, dtype, 0, "send")
+        _call("all_to_all_v", self.handle, call.send.address, self._parts(send_counts), self._parts(send_displs),
+              call.recv.address, self._parts(recv_counts), self._parts(recv_displs), call.dtype, _stream(stream))
+        self._keep(call)
+
+    def _parts(self, numbers):
+        """One number for every rank; None stays None."""
+        if numbers is None:
+            return None
+        if len(numbers) != self.size:
+            raise ValueError(f"{len(numbers)} counts or displacements for {self.size} ranks")
+        return (c_size_t * self.size)(*numbers)
+
     def _run(self, name, call, *rest):
         _call(name, self.handle, call.send.address, call.recv.address, *rest)
         self._keep((call, rest))

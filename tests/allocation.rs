@@ -171,7 +171,13 @@ fn calls_of_every_kind_leave_no_memory_behind() {
             for (rank, (recv, request)) in recv.iter_mut().zip(&mut requests).enumerate() {
                 // Where one sends the other receives.
                 let kind = match *kind {
-                    TUTTI_SEND | TUTTI_RECV => if rank == 0 { TUTTI_SEND } else { TUTTI_RECV },
+                    TUTTI_SEND | TUTTI_RECV => {
+                        if rank == 0 {
+                            TUTTI_SEND
+                        } else {
+                            TUTTI_RECV
+                        }
+                    }
                     kind => kind,
                 };
                 let peer = if kind == TUTTI_SEND { 1 } else { 0 };

@@ -183,7 +183,9 @@ impl Arguments {
             }
         };
         let pieces = |name, start: *const u8, parts: &[Part]| {
-            let piece = |part: &Part| Buffer::new(name, start.wrapping_add(if start.is_null() { 0 } else { part.start }), part.bytes);
+            let piece = |part: &Part| {
+                Buffer::new(name, start.wrapping_add(if start.is_null() { 0 } else { part.start }), part.bytes)
+            };
             parts.iter().map(piece).collect::<Result<Vec<_>>>()
         };
         let (send, recv) = (self.send.cast::<u8>(), self.recv.cast::<u8>());
@@ -229,9 +231,7 @@ impl Arguments {
     fn check_stream(&self) -> Result<()> {
         match self.stream.is_null() {
             true => Ok(()),
-            false => {
-                Err(Error::invalid("stream is not NULL, but this is a CPU group: its calls happen on no stream"))
-            }
+            false => Err(Error::invalid("stream is not NULL, but this is a CPU group: its calls happen on no stream")),
         }
     }
 
@@ -265,18 +265,21 @@ unsafe fn parts(
     element: usize,
 ) -> Result<(Vec<u64>, Vec<Part>)> {
     if counts.is_null() {
-        return Err(Error::invalid(format_args!("the counts of {name} are NULL; every one of the {size} ranks has one")));
+        return Err(Error::invalid(format_args!(
+            "the counts of {name} are NULL; every one of the {size} ranks has one"
+        )));
     }
     let (mut all, mut parts) = (Vec::with_capacity(size as usize), Vec::with_capacity(size as usize));
     let mut next = 0_usize;
     let mut total = 0_usize;
     for rank in 0..size as usize {
         // SAFETY: below `size`, for which the caller promises readable numbers.
-        let (count, displ) = unsafe {
-            (counts.add(rank).read(), if displs.is_null() { next } else { displs.add(rank).read() })
-        };
+        let (count, displ) =
+            unsafe { (counts.add(rank).read(), if displs.is_null() { next } else { displs.add(rank).read() }) };
         let end = displ.checked_add(count).and_then(|end| end.checked_mul(element));
-        let sum = total.checked_add(count).filter(|sum| sum.checked_mul(element).is_some_and(|sum| sum <= isize::MAX as usize));
+        let sum = total
+            .checked_add(count)
+            .filter(|sum| sum.checked_mul(element).is_some_and(|sum| sum <= isize::MAX as usize));
         let (Some(_), Some(sum)) = (end.filter(|end| *end <= isize::MAX as usize), sum) else {
             return Err(Error::invalid(format_args!(
                 "rank {rank}'s part of {name}, {count} elements from {displ} on, is more than can be addressed"
@@ -880,6 +883,55 @@ mod tests {
             refused(nothing.parse_letter(SIZE), "is NULL");
             assert!(Arguments { count: 0, ..nothing }.parse_letter(SIZE).is_ok());
         }
+    }
+
+    #[test]
+    fn the_parts_of_v_forms_are_laid_out_checked_and_digested() {
+        let mut memory = [0; 1024];
+        let (counts, displs) = ([2_usize, 0, 1, 3], [0_usize, 99, 2, 10]);
+        // SAFETY: as many numbers as the group has ranks.
+        let parse = |arguments: Arguments| unsafe { arguments.parse_uneven(RANK + 1, SIZE) };
+        let with = |collective, parts, memory: &mut [u8; 1024], send, recv| Arguments {
+            parts,
+            ..call(collective, memory, send, recv)
+        };
+        let gather = PartArrays { recv_counts: counts.as_ptr(), ..PartArrays::NONE };
+        let packed = with(Collective::AllGatherV, gather, &mut memory, 0, 512);
+        let parsed = parse(packed).unwrap();
+        assert_eq!(
+            parsed.recv_parts.iter().map(|part| (part.start, part.bytes)).collect::<Vec<_>>(),
+            [(0, 8), (0, 0), (8, 4), (12, 12)]
+        );
+        assert_eq!((parsed.descriptor.count, parsed.send_parts[0].bytes), (6, 4));
+        let placed = PartArrays { recv_displs: displs.as_ptr(), ..gather };
+        let placed = with(Collective::AllGatherV, placed, &mut memory, 0, 512);
+        assert_eq!(parse(placed).unwrap().recv_parts[3], Part { start: 40, bytes: 12 });
+        assert_eq!(parse(placed).unwrap().descriptor, parsed.descriptor, "where parts lie is each rank's own affair");
+        let other = [0_usize, 2, 1, 3];
+        let swapped = PartArrays { recv_counts: other.as_ptr(), ..PartArrays::NONE };
+        let swapped = parse(with(Collective::AllGatherV, swapped, &mut memory, 0, 512)).unwrap();
+        assert_ne!(swapped.descriptor, parsed.descriptor, "the same sum of other counts");
+        // In place, and one element beside it.
+        assert!(parse(with(Collective::AllGatherV, gather, &mut memory, 512 + 8, 512)).is_ok());
+        refused(parse(with(Collective::AllGatherV, gather, &mut memory, 512 + 12, 512)), "overlap");
+        refused(parse(with(Collective::AllGatherV, PartArrays::NONE, &mut memory, 0, 512)), "counts of recv are NULL");
+        let clash = [0_usize, 0, 1, 3];
+        let clash = PartArrays { recv_displs: clash.as_ptr(), ..gather };
+        refused(parse(with(Collective::AllGatherV, clash, &mut memory, 0, 512)), "parts of recv overlap");
+        let unused = PartArrays { send_counts: counts.as_ptr(), ..gather };
+        refused(parse(with(Collective::AllGatherV, unused, &mut memory, 0, 512)), "send_counts is not NULL");
+        for huge in
+            [[1, usize::MAX, 0, 0], [usize::MAX / 8, usize::MAX / 8, 1, 1], [0, 0, 0, isize::MAX as usize / 4 + 1]]
+        {
+            let huge = PartArrays { recv_counts: huge.as_ptr(), ..PartArrays::NONE };
+            refused(parse(with(Collective::AllGatherV, huge, &mut memory, 0, 512)), "more than can be addressed");
+        }
+        let both = PartArrays { send_counts: counts.as_ptr(), ..gather };
+        assert!(parse(with(Collective::AllToAllV, both, &mut memory, 0, 512)).is_ok());
+        refused(parse(with(Collective::AllToAllV, both, &mut memory, 512, 512)), "they must be apart");
+        let reduced = with(Collective::ReduceScatterV, gather, &mut memory, 512, 512 + 8);
+        assert!(parse(reduced).is_ok(), "in place");
+        refused(parse(Arguments { dtype: TUTTI_BOOL, ..reduced }), "never reduced");
     }
 
     fn start_call() -> tutti_call {

@@ -278,11 +278,11 @@ pub struct tutti_call {
     pub send_count: usize,
     /// Elements.
     pub recv_count: usize,
-    /// v-forms: elements for every rank; otherwise NULL.
+    /// all_to_all_v: elements for every rank; otherwise NULL.
     pub send_counts: *const usize,
     /// v-forms: where in send every rank's elements begin, in elements; NULL: one after the other.
     pub send_displs: *const usize,
-    /// v-forms: elements from every rank; otherwise NULL.
+    /// v-forms: elements from every rank, for reduce_scatter_v those that every rank is left with; otherwise NULL.
     pub recv_counts: *const usize,
     /// v-forms: where in recv every rank's elements begin, in elements; NULL: one after the other.
     pub recv_displs: *const usize,

@@ -36,7 +36,7 @@ pub type Delivery = Result<u64>;
 pub enum Accepted {
     /// It is done already.
     Over(Delivery),
-    /// It is under way; [`Post::collect`] knows it by this key.
+    /// It is under way; [`Post::collect`] names it by this key.
     Underway(u32),
 }
 
@@ -48,8 +48,8 @@ pub trait Post: Send {
     /// Goes on with all letters. `Moved` too while one that is over was not collected; never `Done`.
     fn poll(&mut self) -> Result<Progress>;
 
-    /// How a letter ended, if it did; its key is free then.
-    fn collect(&mut self, key: u32) -> Option<Delivery>;
+    /// A letter that is over and how it ended; its key is free then.
+    fn collect(&mut self) -> Option<(u32, Delivery)>;
 
     /// Lets go of all letters and touches none of their memory any more. For groups that have failed.
     fn let_go(&mut self);
@@ -133,7 +133,7 @@ pub struct Desk<W> {
     /// Entries that are free.
     free: Vec<u32>,
     /// Letters that are over and were not collected.
-    ended: u32,
+    ended: VecDeque<u32>,
 }
 
 struct Entry {
@@ -200,7 +200,7 @@ impl<W: Wire> Desk<W> {
     /// A desk between `members` with no letters.
     pub fn new(members: Arc<Members>, wire: W) -> Self {
         let peers = (0..members.size()).map(|_| Peer::default()).collect();
-        Desk { wire, members, peers, entries: Vec::new(), free: Vec::new(), ended: 0 }
+        Desk { wire, members, peers, entries: Vec::new(), free: Vec::new(), ended: VecDeque::new() }
     }
 
     /// See [`Post::accept`].
@@ -224,15 +224,15 @@ impl<W: Wire> Desk<W> {
                 }
             }
         }
-        Ok(if moved || self.ended > 0 { Progress::Moved } else { Progress::Pending })
+        Ok(if moved || !self.ended.is_empty() { Progress::Moved } else { Progress::Pending })
     }
 
     /// See [`Post::collect`].
-    pub fn collect(&mut self, key: u32) -> Option<Delivery> {
+    pub fn collect(&mut self) -> Option<(u32, Delivery)> {
+        let key = self.ended.pop_front()?;
         let outcome = self.entries.get_mut(key as usize)?.outcome.take()?;
         self.free.push(key);
-        self.ended -= 1;
-        Some(outcome)
+        Some((key, outcome))
     }
 
     /// See [`Post::let_go`].
@@ -240,7 +240,7 @@ impl<W: Wire> Desk<W> {
         self.peers.iter_mut().for_each(|peer| *peer = Peer::default());
         self.entries.clear();
         self.free.clear();
-        self.ended = 0;
+        self.ended.clear();
     }
 
     fn accept_send(&mut self, letter: &Letter) -> Result<Accepted> {
@@ -289,8 +289,13 @@ impl<W: Wire> Desk<W> {
                 self.open_mail(peer)?;
             }
         }
-        Ok(match self.collect(key) {
-            Some(delivery) => Accepted::Over(delivery),
+        // If it is over already, nobody has to be told of it by its key.
+        Ok(match self.entries[key as usize].outcome.take() {
+            Some(delivery) => {
+                self.ended.retain(|ended| *ended != key);
+                self.free.push(key);
+                Accepted::Over(delivery)
+            }
             None => Accepted::Underway(key),
         })
     }
@@ -306,7 +311,9 @@ impl<W: Wire> Desk<W> {
             if letter.is_send() { &mut own.outgoing } else { &mut own.waiting }.push_back(key);
             return Accepted::Underway(key);
         };
-        let Some(other) = others.remove(at) else { return Accepted::Over(Err(Error::Internal("a lost letter".into()))) };
+        let Some(other) = others.remove(at) else {
+            return Accepted::Over(Err(Error::Internal("a lost letter".into())));
+        };
         let counterpart = self.entries[other as usize].letter;
         let (send, receive) = if letter.is_send() { (letter, &counterpart) } else { (&counterpart, letter) };
         let delivery = match fits(send, receive) {
@@ -597,7 +604,7 @@ impl<W: Wire> Desk<W> {
 
     fn end(&mut self, key: u32, delivery: Delivery) {
         self.entries[key as usize].outcome = Some(delivery);
-        self.ended += 1;
+        self.ended.push_back(key);
     }
 
     /// The error of a message and a receive that do not fit each other, as one of the two letters has it.

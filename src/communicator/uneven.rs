@@ -164,8 +164,8 @@ impl Parts {
                     && self.takes(lanes, rank, me, step)
                     && !matches!(lanes.published(rank, self.base + step, length), Ok(Some(_)));
                 let needed = self.published < self.steps && self.takes(lanes, me, rank, self.published);
-                let for_room = self.published < self.steps
-                    && lanes.denies_room(rank, self.base + self.published, needed);
+                let for_room =
+                    self.published < self.steps && lanes.denies_room(rank, self.base + self.published, needed);
                 for_data || for_room || !lanes.is_settled(rank)
             }
         }

@@ -13,7 +13,7 @@ use super::core::Ticket;
 use crate::{
     bootstrap::Members,
     communicator::{
-        Letter,
+        Letter, Progress,
         post::{Accepted, Delivery, Post},
     },
     config::Timeout,
@@ -129,26 +129,22 @@ impl Letters {
         for candidate in 0..communicators.len() {
             let Some(first) = self.underway.iter().find(|one| one.candidate == candidate) else { continue };
             let progress = post_of(communicators, candidate)?.poll();
-            moved |= progress.map_err(|error| fail(members, error, &first.letter))? != crate::communicator::Progress::Pending;
-        }
-        if moved {
-            self.collect(communicators)?;
+            if progress.map_err(|error| fail(members, error, &first.letter))? != Progress::Pending {
+                moved = true;
+                self.collect(communicators, candidate)?;
+            }
         }
         Ok(moved)
     }
 
-    /// Ends those that are over, in the order in which they were handed in.
-    fn collect(&mut self, communicators: &mut Communicators) -> Result<()> {
-        let mut at = 0;
-        while let Some(one) = self.underway.get(at) {
-            match post_of(communicators, one.candidate)?.collect(one.key) {
-                None => at += 1,
-                Some(delivery) => {
-                    let one = self.underway.remove(at);
-                    self.awaited -= u32::from(one.ticket.is_none());
-                    self.end(&one.letter, one.ticket, delivery);
-                }
-            }
+    /// Ends those that a communicator says are over.
+    fn collect(&mut self, communicators: &mut Communicators, candidate: usize) -> Result<()> {
+        while let Some((key, delivery)) = post_of(communicators, candidate)?.collect() {
+            let at = self.underway.iter().position(|one| one.key == key && one.candidate == candidate);
+            let Some(at) = at else { return Err(Error::Internal(format!("letter {key} ended, and nobody posted it"))) };
+            let one = self.underway.swap_remove(at);
+            self.awaited -= u32::from(one.ticket.is_none());
+            self.end(&one.letter, one.ticket, delivery);
         }
         Ok(())
     }
@@ -202,9 +198,11 @@ impl Letters {
             let Some(patience) = late(one) else { continue };
             let missing = if letter.is_send() { "receive it" } else { "send it" };
             let state = match peer == members.rank() {
-                true => "that is this rank itself: a message to oneself needs its other half started before it is waited \
+                true => {
+                    "that is this rank itself: a message to oneself needs its other half started before it is waited \
                          for"
-                    .to_owned(),
+                    .to_owned()
+                }
                 false => format!("process {} of rank {peer} is alive", members.facts(peer).pid),
             };
             let seconds = patience.as_secs_f64();
@@ -216,13 +214,7 @@ impl Letters {
 }
 
 fn failure(letter: &Letter, status: Status, text: String) -> Error {
-    Error::from(Failure {
-        status,
-        rank: Some(letter.peer()),
-        collective: Some(letter.collective()),
-        sequence: 0,
-        text,
-    })
+    Error::from(Failure { status, rank: Some(letter.peer()), collective: Some(letter.collective()), sequence: 0, text })
 }
 
 /// What the error of a letter that fails the group becomes: the group's first failure.

@@ -28,8 +28,8 @@ use small::{LINE_BYTES, LINES_BYTES, SLOT_BYTES, Scratch, Small, Way};
 use crate::{
     bootstrap::{Members, mapping::Mapping, members::first_trouble, session::Session},
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks, Task,
-        Uneven,
+        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
+        Task, Uneven,
         exchange::{Exchange, Lanes},
         post::Post,
     },
@@ -97,11 +97,7 @@ async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> 
 }
 
 /// The outer error is the session's, and ends the making of the group; the inner one only this communicator's.
-async fn share_in(
-    session: &mut Session,
-    members: &Members,
-    bytes: usize,
-) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
+async fn share_in(session: &mut Session, members: &Members, bytes: usize) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
     let made: Result<Option<OwnedFd>> = match members.rank() {
         0 => Mapping::create("tutti-shm", bytes).map(Some),
         _ => Ok(None),

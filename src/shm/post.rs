@@ -183,7 +183,12 @@ impl Memory {
     }
 
     fn chunk_at(&self, writer: u32, reader: u32, step: u64) -> *mut u8 {
-        self.store_at(writer, reader, ENVELOPES as usize * EAGER + (step & (self.sizes.chunks - 1)) as usize * CHUNK, CHUNK)
+        self.store_at(
+            writer,
+            reader,
+            ENVELOPES as usize * EAGER + (step & (self.sizes.chunks - 1)) as usize * CHUNK,
+            CHUNK,
+        )
     }
 
     fn store_at(&self, writer: u32, reader: u32, offset: usize, length: usize) -> *mut u8 {
@@ -422,8 +427,8 @@ impl Post for Letters {
         }
     }
 
-    fn collect(&mut self, key: u32) -> Option<Delivery> {
-        self.desk.collect(key)
+    fn collect(&mut self) -> Option<(u32, Delivery)> {
+        self.desk.collect()
     }
 
     fn let_go(&mut self) {
@@ -503,7 +508,8 @@ mod model {
         };
         loop {
             letters.poll().unwrap();
-            if let Some(delivery) = letters.collect(key) {
+            if let Some((ended, delivery)) = letters.collect() {
+                assert_eq!(ended, key);
                 return assert_eq!(delivery.unwrap(), letter.count());
             }
             letters.rest(Duration::MAX);
@@ -536,7 +542,7 @@ mod model {
     fn model_an_envelope_is_overwritten_only_when_it_was_opened() {
         let test = (module_path!(), "model_an_envelope_is_overwritten_only_when_it_was_opened");
         prove(Model { test, preemptions: 2, bugs: &["a slot too early"], spare: &[LEAVING] }, |bug| {
-                let sides = ranks(Sizes { envelopes: 1, ..SIZES });
+            let sides = ranks(Sizes { envelopes: 1, ..SIZES });
             if bug == "a slot too early" {
                 // The receiver seems to be one further than it is.
                 sides[0].1.desk.wire.page(1, 0).receipt.opened.store(1, Ordering::Relaxed);

@@ -21,8 +21,8 @@ use crate::{
         control::{Kind, Verdict},
     },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks, Task,
-        Uneven,
+        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
+        Task, Uneven,
         exchange::{Exchange, Lanes, protocol_error},
         post::Post,
     },

@@ -278,8 +278,8 @@ impl Post for Letters {
         self.desk.poll()
     }
 
-    fn collect(&mut self, key: u32) -> Option<Delivery> {
-        self.desk.collect(key)
+    fn collect(&mut self) -> Option<(u32, Delivery)> {
+        self.desk.collect()
     }
 
     fn let_go(&mut self) {

@@ -21,8 +21,23 @@ const PATIENT: i64 = 120_000;
 /// Where letters change their ways: beside the flag to 32 bytes; with the envelope to 4 KiB (shm) and 16 KiB (sockets);
 /// above in chunks of 16 and 64 KiB, of which 8 and 4 are on the way.
 const SIZES: [usize; 17] = [
-    0, 1, 8, 31, 32, 33, 4095, 4096, 4097, 16 * 1024, 16 * 1024 + 1, 32 * 1024, 64 * 1024 + 8, 128 * 1024,
-    128 * 1024 + 1, 256 * 1024 + 3, 1 << 20,
+    0,
+    1,
+    8,
+    31,
+    32,
+    33,
+    4095,
+    4096,
+    4097,
+    16 * 1024,
+    16 * 1024 + 1,
+    32 * 1024,
+    64 * 1024 + 8,
+    128 * 1024,
+    128 * 1024 + 1,
+    256 * 1024 + 3,
+    1 << 20,
 ];
 
 /// What rank `from` sends as its `number`-th message: no two alike.
@@ -279,10 +294,13 @@ pub(crate) fn a_rank_may_write_to_itself(communicator: &str) {
                 let mut small = room(length / 2);
                 let letters = [receive(&mut small, me, 4, DType::Bytes), send(&mut mine, me, 4, DType::Bytes)];
                 let both = group.exchange(&letters, Timeout::Default);
-                assert_eq!(both.map(drop).map_err(|error| error.status()), match length {
-                    0 => Ok(()),
-                    _ => Err(Status::Mismatch),
-                });
+                assert_eq!(
+                    both.map(drop).map_err(|error| error.status()),
+                    match length {
+                        0 => Ok(()),
+                        _ => Err(Status::Mismatch),
+                    }
+                );
             }
             group.sync(Timeout::Default).unwrap();
             if me == 0 {
@@ -424,8 +442,7 @@ pub(crate) fn letters_are_explained_and_borrowed_ones_kept_out_of_batches(commun
     let groups = world(communicator, 2, PATIENT);
     for collective in [Collective::Send, Collective::Recv] {
         let what = descriptor(collective, DType::Float32, Op::Sum, 0, 1 << 20);
-        let said: serde_json::Value =
-            serde_json::from_str(&groups[0].explain(&what, Format::Json).unwrap()).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&groups[0].explain(&what, Format::Json).unwrap()).unwrap();
         assert_eq!(said["chosen"]["communicator"], communicator, "{said}");
     }
     let refused = |outcome: Result<(), Error>| outcome.unwrap_err().status();

@@ -102,7 +102,15 @@ fn program(seed: u64, size: u32) -> Vec<Step> {
                     4..8 => {
                         use Collective::*;
                         let collective = [
-                            AllReduce, AllGather, ReduceScatter, Broadcast, Reduce, Gather, Scatter, AllToAll, Barrier,
+                            AllReduce,
+                            AllGather,
+                            ReduceScatter,
+                            Broadcast,
+                            Reduce,
+                            Gather,
+                            Scatter,
+                            AllToAll,
+                            Barrier,
                         ][random.below(9)];
                         let dtype = REDUCIBLE[random.below(REDUCIBLE.len())];
                         let (op, root) = (OPS[random.below(5)], random.next() as u32);

@@ -49,8 +49,7 @@ const FREE: u8 = 0x55;
 impl Form {
     /// Random counts, some of them zero.
     pub(crate) fn random(random: &mut Random, size: usize, most: usize) -> Form {
-        let collective =
-            [Collective::AllGatherV, Collective::ReduceScatterV, Collective::AllToAllV][random.below(3)];
+        let collective = [Collective::AllGatherV, Collective::ReduceScatterV, Collective::AllToAllV][random.below(3)];
         let dtype = match collective.reduces() {
             true => REDUCIBLE[random.below(REDUCIBLE.len())],
             false => {
@@ -78,9 +77,7 @@ impl Form {
                 vec![contribution(self.dtype, self.counts[from][0], self.seed, from as u32); size]
             }
             _ => (0..size)
-                .map(|to| {
-                    contribution(self.dtype, self.counts[from][to], self.seed + to as u64, from as u32)
-                })
+                .map(|to| contribution(self.dtype, self.counts[from][to], self.seed + to as u64, from as u32))
                 .collect(),
         }
     }
@@ -150,7 +147,8 @@ impl Form {
         } else if self.in_place && self.collective == Collective::ReduceScatterV {
             to = from.cast_mut().wrapping_add(send_parts[me].start);
         }
-        let written = if self.collective == Collective::ReduceScatterV { vec![recv_parts[0]] } else { recv_parts.clone() };
+        let written =
+            if self.collective == Collective::ReduceScatterV { vec![recv_parts[0]] } else { recv_parts.clone() };
         let call = Uneven { descriptor: what, send: from, send_parts, recv: to, recv_parts };
         Side { send, recv, call, dtype: self.dtype, wanted, written, in_place: self.in_place, sent }
     }

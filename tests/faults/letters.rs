@@ -109,7 +109,8 @@ fn a_message_nobody_sends_and_one_nobody_takes_name_the_rank_at_the_deadline() {
         for what in ["send", "receive"] {
             let mut world = stage.over(way).playing(what).launch(2);
             let ended = world.hear_failure(&[0], Status::Timeout, 1).remove(0);
-            let missing = if what == "send" { "did not receive it within 0.3 s" } else { "did not send it within 0.3 s" };
+            let missing =
+                if what == "send" { "did not receive it within 0.3 s" } else { "did not send it within 0.3 s" };
             assert!(ended.text.contains(&format!("rank 1 {missing}; process")), "{ended:?}");
             assert!(ms(ended.from, ended.to) >= 300.0, "{ended:?}");
             world.cue(1, "look");

@@ -239,6 +239,50 @@ class Calls(unittest.TestCase):
 
         on_threads(3, body)
 
+    def test_messages_meet_by_peer_and_tag(self):
+        def body(world, rank):
+            peer = 1 - rank
+            mine, theirs = array.array("i", [rank + 1] * 5000), array.array("i", [0] * 6000)
+            world.sendrecv(mine, peer, theirs, peer)
+            self.assertEqual(list(theirs), [peer + 1] * 5000 + [0] * 1000)
+            if rank == 0:
+                world.send(mine, peer)
+            else:
+                world.recv(theirs, peer)
+            late = array.array("i", [0] * 3)
+            with world.start(tutti.Collective.RECV, recv=late, peer=peer, tag=2) as received:
+                world.barrier()
+                if rank == 1:
+                    world.start(tutti.Collective.SEND, array.array("i", [7, 8]), peer=peer, tag=2).wait()
+                else:
+                    received.wait()
+                    self.assertEqual((received.received(), list(late)), (2, [7, 8, 0]))
+                    world.start(tutti.Collective.SEND, array.array("i", [9]), peer=peer, tag=2).wait()
+                received.wait()
+            # So large that the sender waits and hears of it too.
+            with self.assertRaises(tutti.Error) as raised:
+                world.send(mine, peer) if rank == 0 else world.recv(late, peer)
+            self.assertEqual(raised.exception.status, tutti.Status.MISMATCH)
+            world.check()
+
+        on_threads(2, body)
+
+    def test_parts_may_differ_in_size(self):
+        def body(world, rank):
+            counts = [1, 0, 3]
+            gathered = array.array("i", [0] * 4)
+            world.all_gather_v(array.array("i", [rank + 1] * counts[rank]), gathered, counts)
+            self.assertEqual(list(gathered), [1, 3, 3, 3])
+            part = array.array("i", [0] * counts[rank])
+            world.reduce_scatter_v(array.array("i", [1, 2, 3, 4]), part, counts)
+            self.assertEqual(list(part), [[3], [], [6, 9, 12]][rank])
+            sends, receives = [rank] * 3, [0, 1, 2]
+            exchanged = array.array("i", [0] * 3)
+            world.all_to_all_v(array.array("i", [rank] * 3 * rank), sends, exchanged, receives)
+            self.assertEqual(list(exchanged), [1, 2, 2])
+
+        on_threads(3, body)
+
     def test_one_thread_drives_all_ranks_with_requests_and_batches(self):
         ranks = tutti.World.local(4)
         values = [array.array("f", [rank] * 1000) for rank in range(4)]
