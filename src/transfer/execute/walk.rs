@@ -67,7 +67,7 @@ pub(super) struct Walk<W: Wire> {
 
 struct Flight<T> {
     bucket: usize,
-    /// Messages that are not over, and whether they came as far as another's turn depends on it.
+    /// Messages that are not over.
     tickets: Vec<T>,
     /// Where the bucket is.
     memory: *mut u8,
@@ -150,18 +150,19 @@ impl<W: Wire> Walk<W> {
                 moved |= unsafe { self.advance(at, tensors) }?;
             }
             while self.flights.pop_front_if(|flight| flight.is_over).is_some() {}
-            while self.flights.len() < plan.in_flight() as usize
+            // One at a time: what arrives while a bucket is packed is looked at before the next.
+            if self.flights.len() < plan.in_flight() as usize
                 && let Some(operation) = operations.get(self.next)
                 && self.is_ready(*operation as usize)
             {
                 self.next += 1;
                 moved = true;
+                let mut flight = Flight::new(*operation as usize);
                 // SAFETY: the caller's promises.
-                let flight = unsafe { self.begin(*operation as usize, tensors) }?;
+                let begun = unsafe { self.begin(&mut flight, tensors) };
+                // Also if it failed: messages that were begun still use its memory.
                 self.flights.push_back(flight);
-                if self.flights.front().is_some_and(|flight| flight.is_over) {
-                    self.flights.pop_front();
-                }
+                begun?;
             }
             if !moved {
                 return Ok(self.flights.is_empty() && self.next == operations.len());
@@ -202,18 +203,11 @@ impl<W: Wire> Walk<W> {
     /// Begins an operation.
     ///
     /// # Safety
-    /// As [`Walk::poll`].
-    unsafe fn begin(&mut self, index: usize, tensors: &Tensors) -> Result<Flight<W::Ticket>> {
+    /// As [`Walk::poll`]; the flight stays, whatever comes of this, until its messages are over or given up.
+    unsafe fn begin(&mut self, flight: &mut Flight<W::Ticket>, tensors: &Tensors) -> Result<()> {
         let plan = self.plan.clone();
+        let index = flight.bucket;
         let bucket = plan.bucket(index).ok_or_else(|| Error::Internal("an operation without a bucket".into()))?;
-        let mut flight = Flight {
-            bucket: index,
-            tickets: Vec::new(),
-            memory: std::ptr::null_mut(),
-            buffers: Vec::new(),
-            to_pass_on: None,
-            is_over: false,
-        };
         let tag = index as u32;
         // SAFETY: the caller's promises; the flight keeps the memory until its messages are over.
         unsafe {
@@ -222,11 +216,11 @@ impl<W: Wire> Walk<W> {
                     for chunk in chunks(&plan, &bucket) {
                         self.copy(&chunk, tensors)?;
                     }
-                    self.land(&mut flight, &bucket);
+                    self.land(flight, &bucket);
                 }
-                Transport::None => self.begin_round(&mut flight, &bucket, tensors)?,
+                Transport::None => self.begin_round(flight, &bucket, tensors)?,
                 _ if bucket.source == self.rank => {
-                    self.fill(&mut flight, &bucket, tensors)?;
+                    self.fill(flight, &bucket, tensors)?;
                     let (memory, targets) = (flight.memory, bucket.targets);
                     for (target, (begin, end)) in targets.iter().zip(blocks(bucket.bytes, targets.len())) {
                         if begin < end {
@@ -236,7 +230,7 @@ impl<W: Wire> Walk<W> {
                     }
                 }
                 _ => {
-                    self.make_room(&mut flight, &bucket, tensors)?;
+                    self.make_room(flight, &bucket, tensors)?;
                     let (memory, targets) = (flight.memory, bucket.targets);
                     for (target, (begin, end)) in targets.iter().zip(blocks(bucket.bytes, targets.len())) {
                         if begin == end {
@@ -255,7 +249,7 @@ impl<W: Wire> Walk<W> {
                 }
             }
         }
-        Ok(flight)
+        Ok(())
     }
 
     /// Sends the other members of a round their blocks, and receives theirs of this rank's.
@@ -274,9 +268,12 @@ impl<W: Wire> Walk<W> {
         unsafe {
             self.fill_staged(flight, bucket, tensors)?;
             let own = round.block(self.rank).map_or(0, |(begin, end)| end - begin);
-            let others = self.staging.take(own * (round.members.len() as u64).saturating_sub(1))?;
-            let (packed, mut place) = (flight.memory, others.start());
-            flight.buffers.push(others);
+            let (packed, mut place) = (flight.memory, std::ptr::null_mut::<u8>());
+            if own > 0 {
+                let others = self.staging.take(own * (round.members.len() as u64).saturating_sub(1))?;
+                place = others.start();
+                flight.buffers.push(others);
+            }
             for (member, block) in round.members.iter().zip(round.blocks.windows(2)) {
                 if *member == self.rank {
                     continue;
@@ -333,7 +330,8 @@ impl<W: Wire> Walk<W> {
         if !flight.tickets.is_empty() || flight.to_pass_on.is_some() {
             return Ok(moved);
         }
-        let Some(mut flight) = self.flights.get_mut(at).map(Flight::take) else { return Ok(moved) };
+        // All its messages are over, so nothing is lost if what follows fails.
+        let mut flight = std::mem::replace(flight, Flight::new(flight.bucket));
         // SAFETY: the caller's promises; all messages are over.
         unsafe {
             if bucket.transport == Transport::None {
@@ -540,17 +538,15 @@ impl<W: Wire> Drop for Walk<W> {
 }
 
 impl<T> Flight<T> {
-    /// The flight, leaving one that is over.
-    fn take(&mut self) -> Flight<T> {
-        let empty = Flight {
-            bucket: self.bucket,
+    fn new(bucket: usize) -> Flight<T> {
+        Flight {
+            bucket,
             tickets: Vec::new(),
             memory: std::ptr::null_mut(),
             buffers: Vec::new(),
             to_pass_on: None,
-            is_over: true,
-        };
-        std::mem::replace(self, empty)
+            is_over: false,
+        }
     }
 }
 

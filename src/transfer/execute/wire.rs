@@ -30,8 +30,8 @@ pub(super) trait Wire {
     /// Until the message is over, or was given up, the memory is writable and nobody else touches it.
     unsafe fn receive(&mut self, from: u32, tag: u32, memory: *mut u8, bytes: u64) -> Result<Self::Ticket>;
 
-    /// Whether a message is over: its memory is the caller's again, and received bytes are there. Also goes on with
-    /// whatever is under way.
+    /// Whether a message is over: its memory is the caller's again, and received bytes are there. It is over, too, if
+    /// this fails. Also goes on with whatever is under way.
     fn is_over(&mut self, ticket: &Self::Ticket) -> Result<bool>;
 
     /// Lets a message go: nothing touches its memory any more. One that is not over fails its group.
