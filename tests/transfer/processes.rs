@@ -86,7 +86,9 @@ fn transfer_with_a_victim(rank: &Rank) {
         wire: None,
     };
     let items = [item("safe", 0), item("lost", 2)];
-    let plan = Arc::new(Plan::new(&items, &Options { bucket_bytes: 1 << 14, ..Options::new(4) }).unwrap());
+    // All buckets at once, so that those that never come stand in nobody's way.
+    let options = Options { bucket_bytes: 1 << 14, in_flight: 64, ..Options::new(4) };
+    let plan = Arc::new(Plan::new(&items, &options).unwrap());
     let group = rank.world();
     let mut transfer = Transfer::new(plan, group.clone()).unwrap();
     let mut memory = vec![vec![1f32; ELEMENTS as usize]; 2];

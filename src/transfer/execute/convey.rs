@@ -6,7 +6,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::super::view::Cursor;
+use super::super::cursor::Cursor;
 use crate::{communicator::reduce, dtype::DType};
 
 /// Elements of a tile: at most 4 KiB.

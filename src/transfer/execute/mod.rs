@@ -11,6 +11,8 @@
 mod convey;
 mod staging;
 mod tensors;
+#[cfg(test)]
+mod tests;
 mod walk;
 mod wire;
 

@@ -5,11 +5,7 @@
 
 use std::ops::Range;
 
-use super::super::{
-    layout::Side,
-    plan::Plan,
-    view::{Cursor, View},
-};
+use super::super::{cursor::Cursor, layout::Side, plan::Plan, view::View};
 use crate::error::{Error, Result};
 
 /// Overlapping spans are compared run by run, as long as there are no more runs than this.

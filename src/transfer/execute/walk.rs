@@ -24,9 +24,9 @@ use std::{
 
 use super::{
     super::{
+        cursor::Cursor,
         layout::Side,
         plan::{Bucket, Chunk, Plan, Round, Transport},
-        view::Cursor,
     },
     convey::{self, Elements},
     staging::{Buffer, Staging},
