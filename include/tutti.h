@@ -503,11 +503,11 @@ struct tutti_call {
     size_t send_count;
     /// Elements.
     size_t recv_count;
-    /// v-forms: elements for every rank; otherwise NULL.
+    /// all_to_all_v: elements for every rank; otherwise NULL.
     const size_t *send_counts;
     /// v-forms: where in send every rank's elements begin, in elements; NULL: one after the other.
     const size_t *send_displs;
-    /// v-forms: elements from every rank; otherwise NULL.
+    /// v-forms: elements from every rank, for reduce_scatter_v those that every rank is left with; otherwise NULL.
     const size_t *recv_counts;
     /// v-forms: where in recv every rank's elements begin, in elements; NULL: one after the other.
     const size_t *recv_displs;

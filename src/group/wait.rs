@@ -125,7 +125,10 @@ pub(super) fn for_tickets(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeou
 
 fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Instant>) -> Option<Result<()>> {
     let Some((first, _)) = tickets.first() else { return Some(Ok(())) };
-    let is_ours = |other: &Group| tickets.iter().any(|(group, _)| std::ptr::eq(&**group, other));
+    // A group whose tickets are over may still have letters under way, which nobody else here looks after.
+    let is_ours = |other: &Group| {
+        tickets.iter().any(|(group, ticket)| std::ptr::eq(&**group, other) && ticket.outcome().is_none())
+    };
     let mut patience = Patience::new(&first.members);
     let mut look = false;
     let mut turn = 0_u64;
@@ -136,8 +139,11 @@ fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Ins
         let mut waiting = None;
         let mut several = false;
         let mut sleeps = false;
+        // The tickets of a batch mostly come in a row of one group, which is polled once.
+        let mut polled = std::ptr::null();
         for (group, ticket) in tickets {
             if ticket.outcome().is_none()
+                && !std::ptr::eq(std::mem::replace(&mut polled, Arc::as_ptr(group)), Arc::as_ptr(group))
                 && let Some(mut core) = group.core.poll()
             {
                 moved |= core.advance(look);
