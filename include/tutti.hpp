@@ -234,10 +234,10 @@ struct Call : tutti_call_t {
         call.peer = root;
         return call;
     }
-    static Call send(const void *buffer, std::size_t count, DType dtype, int peer, std::int64_t tag = 0) noexcept {
+    static Call send_to(const void *buffer, std::size_t count, DType dtype, int peer, std::int64_t tag = 0) noexcept {
         return letter(Collective::send, buffer, nullptr, count, dtype, peer, tag);
     }
-    static Call recv(void *buffer, std::size_t count, DType dtype, int peer, std::int64_t tag = 0) noexcept {
+    static Call recv_from(void *buffer, std::size_t count, DType dtype, int peer, std::int64_t tag = 0) noexcept {
         return letter(Collective::recv, nullptr, buffer, count, dtype, peer, tag);
     }
     static Call barrier() noexcept { return make(Collective::barrier, nullptr, nullptr, 0, DType::bytes, Op::sum); }

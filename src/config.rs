@@ -135,10 +135,14 @@ impl Selection {
 pub const FLAG_DETERMINISTIC: u32 = 1;
 /// Lets ranks on other hosts join without a secret.
 pub const FLAG_ALLOW_UNAUTHENTICATED: u32 = 2;
+/// Call flag: every rank's buffers are registered memory.
+pub const FLAG_REGISTERED: u32 = 2;
 
 /// What a group is made with; all of it *group* settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupOptions {
+    /// Rows that take the place of the plan's defaults, as in the file that `TUTTI_PLAN` names; `None`: that file's.
+    pub plan: Option<String>,
     /// The name in texts.
     pub name: Option<String>,
     /// The deadline of calls that name none.

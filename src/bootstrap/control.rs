@@ -11,7 +11,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -27,6 +27,7 @@ use super::{
     fork,
     members::Members,
     mesh::{Link, Mesh},
+    regions::Regions,
 };
 use crate::{
     dtype::Collective,
@@ -92,6 +93,7 @@ pub struct Endpoint {
     /// Whether each rank can be handed descriptors; true for this one.
     local: Vec<bool>,
     state: Mutex<State>,
+    regions: Arc<Regions>,
 }
 
 struct State {
@@ -143,6 +145,7 @@ impl Endpoint {
                 hearings: Vec::new(),
                 arrivals: vec![0; ARRIVALS],
             }),
+            regions: Arc::default(),
         };
         let mut connections = Vec::with_capacity(mesh.peers.len());
         for peer in mesh.peers {
@@ -176,6 +179,11 @@ impl Endpoint {
     /// The world's random number.
     pub fn uid(&self) -> u64 {
         self.uid
+    }
+
+    /// The memory that this rank shares with groups of its world.
+    pub fn regions(&self) -> &Arc<Regions> {
+        &self.regions
     }
 
     /// What a rank said of itself.

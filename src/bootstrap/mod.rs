@@ -21,7 +21,7 @@
 //! * [`session`] — several ranks doing one thing together, round by round, bounded;
 //! * [`members`] — the members of a group: who is there, who is lost, what failed first;
 //! * [`board`] and [`bell`] — what a group on one host shares: headers of calls, the first failure, wake-ups;
-//! * [`mapping`] — memory that ranks share;
+//! * [`mapping`] — memory that ranks share; [`sharing`] — how they come to; [`regions`] — what callers got of it;
 //! * [`service`] — the thread that hears other hosts; [`fork`] — what a forked child may do: nothing.
 
 mod assembly;
@@ -46,8 +46,10 @@ mod mesh;
 #[cfg(all(test, loom))]
 pub(crate) mod model;
 mod plan;
+pub mod regions;
 pub mod service;
 pub mod session;
+pub mod sharing;
 mod tasks;
 pub mod unique_id;
 mod wire;

@@ -332,6 +332,7 @@ unsafe fn parse_options(options: *const tutti_group_options) -> Result<GroupOpti
         return Err(Error::invalid(format_args!("name has {} bytes; {NAME_LIMIT} are allowed", name.len())));
     }
     Ok(GroupOptions {
+        plan: None,
         name,
         timeout: Timeout::from_ms(options.timeout_ms)?,
         flags: group_flags(options.flags)?,

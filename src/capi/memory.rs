@@ -8,13 +8,19 @@ use super::{
     parse::{Out, clear},
     types::*,
 };
-use crate::error::Error;
+use crate::group::free_memory;
 
-/// Allocates memory on every rank that the group and its descendants reach without a copy: calls whose buffers all
-/// lie in such memory may carry TUTTI_CALL_REGISTERED. Collective, with equal `bytes` on all ranks. The memory
-/// outlives the group until tutti_mem_free.
+/// Allocates `bytes` on every rank that the group and its descendants read in place: large calls whose buffers all lie
+/// in memory of one such call are not copied on their way. Collective, with equal `bytes` on all ranks; may stand in a
+/// batch, whose end then writes *memory.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group; *memory gets NULL.
+/// bytes: any number; 0 gives memory too. *memory gets the address of this rank's part: zeroed, at a page of its own, for
+/// any offset and any number of buffers. It outlives the group until tutti_mem_free. Where ranks cannot share memory
+/// (several hosts) it is ordinary memory. No flag needs to be passed with calls; ranks find out in each.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE; TUTTI_MISMATCH (other bytes on another rank);
+/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves
+/// the group alive; *memory is NULL then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_mem_alloc(
@@ -25,25 +31,23 @@ pub unsafe extern "C" fn tutti_mem_alloc(
     // SAFETY: the C caller promises that memory is NULL or writable.
     unsafe { clear(memory) };
     guard_batched("tutti_mem_alloc", || {
-        GROUPS.pin(group)?;
+        let group = GROUPS.pin(group)?;
         // SAFETY: as above.
-        unsafe { Out::new("memory", memory) }?;
-        Err(Error::Unsupported(format!(
-            "tutti_mem_alloc of {bytes} bytes is not served in this version: use memory of any kind, calls need no other"
-        )))
+        let memory = unsafe { Out::new("memory", memory) }?;
+        group.allocate(bytes, Box::new(move |start| memory.write(start.cast())))
     })
 }
 
-/// Frees memory of tutti_mem_alloc. Local; any thread. Freeing NULL succeeds.
+/// Frees memory of tutti_mem_alloc. Local; any thread; no call may be using it. Freeing NULL succeeds.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc); TUTTI_INVALID_USAGE (forked
-/// process).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc, or freed already); TUTTI_INVALID_USAGE
+/// (forked process).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tutti_mem_free(memory: *mut c_void) -> tutti_status_t {
     guard("tutti_mem_free", || {
         if memory.is_null() {
             return Ok(());
         }
-        Err(Error::invalid(format_args!("{memory:p} is no memory of tutti_mem_alloc")))
+        free_memory(memory.cast())
     })
 }

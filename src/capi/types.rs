@@ -436,6 +436,7 @@ const _: () = {
 
     assert!(TUTTI_FLAG_DETERMINISTIC == crate::config::FLAG_DETERMINISTIC);
     assert!(TUTTI_FLAG_ALLOW_UNAUTHENTICATED == crate::config::FLAG_ALLOW_UNAUTHENTICATED);
+    assert!(TUTTI_CALL_REGISTERED == crate::config::FLAG_REGISTERED);
 
     assert!(TUTTI_MODE_NONE == Placement::None as i32);
     assert!(TUTTI_MODE_INPLACE == Placement::InPlace as i32);

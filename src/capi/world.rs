@@ -226,6 +226,7 @@ unsafe fn parse_local_options(
 /// `options.communicators` is NULL or ends with NUL.
 unsafe fn as_group(options: &tutti_world_options) -> Result<GroupOptions> {
     Ok(GroupOptions {
+        plan: None,
         name: None,
         timeout: Timeout::from_ms(options.timeout_ms)?,
         flags: options.flags & FLAG_DETERMINISTIC,

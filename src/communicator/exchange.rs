@@ -102,8 +102,7 @@ impl<L: Lanes> Exchange<L> {
 
     /// Begins a call whose contributions are `pattern.length` bytes long.
     pub fn begin(&mut self, call: &Call, pattern: Pattern) {
-        self.base += self.steps;
-        self.steps = pattern.length.div_ceil(self.lanes.chunk()) as u64;
+        self.reserve(pattern.length.div_ceil(self.lanes.chunk()) as u64);
         self.call = *call;
         self.pattern = pattern;
         self.published = 0;
@@ -116,14 +115,16 @@ impl<L: Lanes> Exchange<L> {
         }
     }
 
-    /// Counts `steps` of the lanes for whoever moves something over them without a call of the exchange, which must be
-    /// the same on all ranks, and says at which count they begin.
+    /// Takes `steps` out of the count for a call that goes over the same lanes in a way of its own, and returns the first.
     pub fn reserve(&mut self, steps: u64) -> u64 {
         self.base += self.steps;
         self.steps = steps;
-        self.published = steps;
-        self.consumed = steps;
         self.base
+    }
+
+    /// Undoes the last [`Exchange::reserve`].
+    pub fn give_back(&mut self) {
+        self.steps = 0;
     }
 
     /// Goes on as far as possible. `Done` only after the meeting.

@@ -34,7 +34,7 @@ pub use meeting::Meeting;
 pub use pattern::{Action, Pattern, Ranks};
 pub use uneven::{Part, Parts, Uneven};
 
-use crate::{bootstrap::Members, error::Result};
+use crate::{bootstrap::Members, dtype::Collective, error::Result};
 
 /// How far an operation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +53,9 @@ pub enum Progress {
 /// same order on all ranks; so every method takes `&mut self` and none may block. Failures that concern the group
 /// are recorded with [`Members::fail`], which wakes every rank, and returned.
 pub trait Communicator: Send {
-    /// Starts `call` as the group's `sequence`-th, by the plan's choice of [`Provider::algorithms`]. What
-    /// [`Capabilities::serves_call`] refuses never arrives.
-    fn start(&mut self, call: &Call, sequence: u64, algorithm: u8) -> Result<Progress>;
+    /// Starts `call` as the group's `sequence`-th, in the way that the plan chose. What [`Capabilities::serves_call`] or
+    /// [`Algorithm::serves`] refuses never arrives.
+    fn start(&mut self, call: &Call, sequence: u64, way: Way) -> Result<Progress>;
 
     /// Starts a v-form as the group's `sequence`-th call.
     fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
@@ -87,8 +87,12 @@ pub trait Provider: Send + Sync {
     /// The name in options, plans and tables: one lower-case word.
     fn name(&self) -> &'static str;
 
-    /// How it serves calls, by size: the plan takes the first that reaches up to a call's contribution.
+    /// The ways in which it serves calls.
     fn algorithms(&self) -> &'static [Algorithm];
+
+    /// Which of them serve a collective best in this group, by size, as far as is known beforehand. From what all members
+    /// know alike. The plan takes the first row that reaches up to a call's contribution.
+    fn rows(&self, members: &Members, collective: Collective) -> Vec<Row>;
 
     /// What the communicator could do for these members as far as this rank can tell, or why not.
     /// Local and cheap: no communication.
@@ -104,6 +108,71 @@ pub trait Provider: Send + Sync {
 pub struct Algorithm {
     /// One lower-case word.
     pub name: &'static str,
-    /// The largest contribution, in bytes, that it is for.
+    /// The largest contribution that it can carry, in bytes.
+    pub most: u64,
+    /// What it carries.
+    pub carries: Carries,
+    /// The collective that it serves; `None`: all of those.
+    pub only: Option<Collective>,
+    /// Whether it needs all ranks' buffers to be registered.
+    pub registered: bool,
+}
+
+impl Algorithm {
+    /// An algorithm for all even calls, up to `most` bytes.
+    pub const fn new(name: &'static str, most: u64) -> Self {
+        Algorithm { name, most, carries: Carries::Calls, only: None, registered: false }
+    }
+
+    /// Whether it can serve contributions of `bytes`.
+    pub fn serves(&self, collective: Collective, bytes: u64) -> bool {
+        bytes <= self.most && self.carries == Carries::of(collective) && self.only.is_none_or(|only| only == collective)
+    }
+}
+
+/// What an algorithm carries: these travel in ways of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// Calls whose parts are of one size.
+    Calls,
+    /// V-forms.
+    Parts,
+    /// Sends and receives.
+    Letters,
+}
+
+impl Carries {
+    /// What a collective is.
+    pub const fn of(collective: Collective) -> Self {
+        match collective {
+            Collective::Send | Collective::Recv => Carries::Letters,
+            Collective::AllGatherV | Collective::ReduceScatterV | Collective::AllToAllV => Carries::Parts,
+            _ => Carries::Calls,
+        }
+    }
+}
+
+/// Calls whose contribution is at most `up_to` bytes (and above the row before) are best served so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Row {
+    /// Bytes.
     pub up_to: u64,
+    /// How.
+    pub way: Way,
+}
+
+/// How a call is served: indices of a communicator's algorithms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Way {
+    /// For buffers of any kind.
+    pub algorithm: u8,
+    /// Where every rank's buffers turn out to be registered.
+    pub registered: u8,
+}
+
+impl Way {
+    /// The same for buffers of any kind.
+    pub const fn of(algorithm: u8) -> Self {
+        Way { algorithm, registered: algorithm }
+    }
 }

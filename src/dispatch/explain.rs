@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use super::{Plan, Standing, plan::Candidate};
+use super::{Choice, Plan, Standing, plan::Candidate};
 use crate::{
     communicator::{Descriptor, Placement},
+    config::FLAG_REGISTERED,
     error::{Error, Result},
 };
 
@@ -53,8 +54,7 @@ impl Plan {
         let _ = writeln!(text, "{call} | group {group:?}, {size} ranks, {hosts} | plan {digest:016x}");
         match self.choose(call) {
             Some(choice) => {
-                let (communicator, algorithm) = self.name_for(call, choice);
-                let _ = writeln!(text, "  served by {communicator}/{algorithm}: {}", self.why(call));
+                let _ = writeln!(text, "  served by {}: {}", self.full_name(choice, call.flags), self.why(call));
             }
             None => {
                 let _ = writeln!(text, "  served by nothing");
@@ -63,13 +63,7 @@ impl Plan {
         let mut from = "0 B".to_owned();
         for range in self.ranges(call) {
             let to = if range.up_to == u64::MAX { String::new() } else { bytes(range.up_to) };
-            let who = range.choice.map_or_else(
-                || "nothing".to_owned(),
-                |choice| {
-                    let (communicator, algorithm) = self.name_for(call, choice);
-                    format!("{communicator}/{algorithm}")
-                },
-            );
+            let who = range.choice.map_or_else(|| "nothing".to_owned(), |choice| self.full_name(choice, 0));
             let _ = writeln!(text, "  {from:>9} .. {to:<9}  {who}");
             from = to;
         }
@@ -82,8 +76,9 @@ impl Plan {
 
     fn explain_as_json(&self, group: &str, call: &Descriptor) -> String {
         let name = |choice| {
-            let (communicator, algorithm) = self.name_for(call, choice);
-            json!({ "communicator": communicator, "algorithm": algorithm })
+            let (communicator, algorithm, registered) = self.name(choice);
+            let registered = registered.unwrap_or(algorithm);
+            json!({ "communicator": communicator, "algorithm": algorithm, "registered": registered })
         };
         let mut from = 0;
         let ranges: Vec<_> = self
@@ -131,8 +126,21 @@ impl Plan {
         .to_string()
     }
 
+    /// "shm/pipelined", and what serves registered buffers where that is another; that one alone if these are.
+    fn full_name(&self, choice: Choice, flags: u32) -> String {
+        let (communicator, algorithm, registered) = self.name(choice);
+        match registered {
+            Some(registered) if flags & FLAG_REGISTERED != 0 => format!("{communicator}/{registered}"),
+            Some(registered) => format!("{communicator}/{algorithm} ({registered} where all buffers are registered)"),
+            None => format!("{communicator}/{algorithm}"),
+        }
+    }
+
     /// Why the chosen one was chosen.
     fn why(&self, call: &Descriptor) -> &'static str {
+        if self.is_overridden(call) {
+            return "a row of TUTTI_PLAN";
+        }
         let rivals = self.candidates().iter().filter(|candidate| self.obstacle(candidate, call).is_none()).count();
         if rivals > 1 { "the first in the list that serves this size" } else { "the only one that serves it" }
     }

@@ -2,12 +2,14 @@
 //!
 //! * this page — the list of communicators, and the votes by which a group agrees on what it has;
 //! * [`plan`] — the plan: a table that can be looked up, compared and printed;
+//! * `table` — rows that a user puts in the place of the plan's defaults;
 //! * [`explain`] — the plan in words.
 //!
 //! Nothing else chooses. A communicator is used only if every rank can use it and all managed to make it.
 
 mod explain;
 mod plan;
+mod table;
 
 use std::{sync::Arc, time::Instant};
 
@@ -18,8 +20,9 @@ pub use plan::{Candidate, Choice, Plan, Standing};
 
 use crate::{
     bootstrap::{Members, session::Session},
-    communicator::{Capabilities, Communicator, Provider},
+    communicator::{Algorithm, Capabilities, Communicator, Provider},
     config::{self, Selection},
+    dtype::COLLECTIVES,
     error::{Error, Result, Status},
     shm::Shm,
     sockets::Sockets,
@@ -40,11 +43,13 @@ pub struct Policy {
     pub all_reduce: Selection,
     /// Whether only those may serve that give the same bits in every run.
     pub deterministic: bool,
+    /// The rows of `TUTTI_PLAN`.
+    overrides: Vec<table::Override>,
 }
 
 impl Policy {
     /// The policy from a group's options and this process's environment.
-    pub fn new(communicators: &Selection, flags: u32) -> Result<Self> {
+    pub fn new(communicators: &Selection, flags: u32, plan: Option<&str>) -> Result<Self> {
         let all_reduce = match config::variable("TUTTI_ALL_REDUCE") {
             Some(text) => {
                 Selection::parse(&text).map_err(|error| Error::invalid(format_args!("TUTTI_ALL_REDUCE: {error}")))?
@@ -65,8 +70,31 @@ impl Policy {
             communicators: communicators.clone(),
             all_reduce,
             deterministic: flags & config::FLAG_DETERMINISTIC != 0,
+            overrides: overrides(plan)?,
         })
     }
+
+    /// The rows of `TUTTI_PLAN` as a text that is equal on ranks where they are.
+    pub fn overrides(&self) -> String {
+        table::render(&self.overrides)
+    }
+}
+
+/// The algorithms of a communicator, for whoever writes rows of a plan.
+pub fn algorithms(communicator: &str) -> &'static [Algorithm] {
+    PROVIDERS.iter().find(|provider| provider.name() == communicator).map_or(&[], |provider| provider.algorithms())
+}
+
+/// The rows of the option, or else those in the file that `TUTTI_PLAN` names.
+fn overrides(plan: Option<&str>) -> Result<Vec<table::Override>> {
+    let known: Vec<_> = PROVIDERS.iter().map(|provider| (provider.name(), provider.algorithms())).collect();
+    if let Some(text) = plan {
+        return table::parse(text, &known).map_err(|error| Error::invalid(format_args!("plan: {error}")));
+    }
+    let Some(path) = config::variable("TUTTI_PLAN") else { return Ok(Vec::new()) };
+    let wrong = |why: String| Error::invalid(format_args!("TUTTI_PLAN: {path}: {why}"));
+    let text = std::fs::read_to_string(&path).map_err(|error| wrong(error.to_string()))?;
+    table::parse(&text, &known).map_err(|error| wrong(error.to_string()))
 }
 
 /// What one rank says before the group agrees.
@@ -136,6 +164,7 @@ async fn agree_in(
         candidates.push(Candidate {
             name: provider.name(),
             algorithms: provider.algorithms(),
+            rows: COLLECTIVES.map(|collective| provider.rows(members, collective)).to_vec(),
             standing,
             enabled: true,
         });

@@ -3,9 +3,9 @@
 //! A plan is made from what all ranks know alike, is the same on all of them (its digest is compared), and changes
 //! only when all change it together.
 
-use super::Policy;
+use super::{Policy, table::Override};
 use crate::{
-    communicator::{Algorithm, Capabilities, Descriptor},
+    communicator::{Algorithm, Capabilities, Descriptor, Row, Way},
     config::Selection,
     dtype::{COLLECTIVES, Collective, DType, OPS, Op, REDUCIBLE},
     error::{Error, Result},
@@ -27,8 +27,10 @@ pub enum Standing {
 pub struct Candidate {
     /// Its name.
     pub name: &'static str,
-    /// How it serves calls, by size.
+    /// How it serves calls.
     pub algorithms: &'static [Algorithm],
+    /// Which algorithm is for which size, by the numbers of the collectives.
+    pub rows: Vec<Vec<Row>>,
     /// Whether the group has it.
     pub standing: Standing,
     /// Whether it may be used now; changed by all ranks together.
@@ -40,8 +42,8 @@ pub struct Candidate {
 pub struct Choice {
     /// Index of the candidate.
     pub candidate: usize,
-    /// Index of its algorithm.
-    pub algorithm: u8,
+    /// In which way.
+    pub way: Way,
 }
 
 /// Calls whose contribution is at most `up_to` bytes (and above the range before) are served so.
@@ -134,10 +136,25 @@ impl Plan {
         self.one_host
     }
 
-    /// What a candidate is called in texts: `shm/inline`.
-    pub fn name(&self, choice: Choice) -> (&'static str, &'static str) {
+    /// What a choice is called in texts: communicator, algorithm, and what takes its place for registered buffers.
+    pub fn name(&self, choice: Choice) -> (&'static str, &'static str, Option<&'static str>) {
         let candidate = &self.candidates[choice.candidate];
-        (candidate.name, candidate.algorithms[usize::from(choice.algorithm)].name)
+        let name = |algorithm: u8| candidate.algorithms[usize::from(algorithm)].name;
+        let Way { algorithm, registered } = choice.way;
+        (candidate.name, name(algorithm), (registered != algorithm).then(|| name(registered)))
+    }
+
+    /// Whether a row of `TUTTI_PLAN` serves this call.
+    pub(super) fn is_overridden(&self, call: &Descriptor) -> bool {
+        let Some(choice) = self.choose(call) else { return false };
+        let name = self.candidates[choice.candidate].name;
+        let bytes = call.contribution(self.size);
+        self.policy.overrides.iter().any(|row| {
+            row.collective.is_none_or(|collective| collective == call.collective)
+                && bytes <= row.up_to
+                && row.communicator == name
+                && (Way { algorithm: row.algorithm, registered: row.registered }) == choice.way
+        })
     }
 
     /// The ranges of this kind of call.
@@ -186,17 +203,6 @@ impl Plan {
         self.digest = self.take_digest();
     }
 
-    /// What a candidate and its way are called in the explanation of a call: letters all go by its post, v-forms in parts.
-    pub(super) fn name_for(&self, call: &Descriptor, choice: Choice) -> (&'static str, &'static str) {
-        let (communicator, algorithm) = self.name(choice);
-        let way = match call.collective {
-            collective if collective.is_letter() => "post",
-            collective if collective.is_uneven() => "parts",
-            _ => algorithm,
-        };
-        (communicator, way)
-    }
-
     /// The ranges for one kind of call: in each stretch of sizes, the first candidate that serves it.
     fn list(&self, call: &Descriptor) -> Vec<Range> {
         let able: Vec<_> = self
@@ -209,21 +215,41 @@ impl Plan {
                 _ => None,
             })
             .collect();
+        let overrides: Vec<_> =
+            self.policy.overrides.iter().filter(|row| row.collective.is_none_or(|c| c == call.collective)).collect();
+        let rows = |candidate| rows_of(candidate, call.collective);
         let mut ends: Vec<u64> = able
             .iter()
-            // A receive knows no size before its message comes, and the parts of a v-form have many: no ranges.
-            .filter(|_| !call.collective.is_letter() && !call.collective.is_uneven())
-            .flat_map(|(_, candidate, most)| candidate.algorithms.iter().map(|a| a.up_to.min(*most)))
+            .flat_map(|(_, candidate, most)| {
+                let carried = candidate.algorithms.iter().map(|algorithm| algorithm.most);
+                let rows = rows(candidate).iter().map(|row| row.up_to);
+                carried.chain(rows).map(|end| end.min(*most)).collect::<Vec<_>>()
+            })
+            .chain(overrides.iter().map(|row| row.up_to))
             .chain([u64::MAX])
             .collect();
         ends.sort_unstable();
         ends.dedup();
+        let serves = |candidate: &Candidate, way: Way, bytes: u64| {
+            [way.algorithm, way.registered].into_iter().all(|algorithm| {
+                let algorithm = candidate.algorithms.get(usize::from(algorithm));
+                algorithm.is_some_and(|algorithm| algorithm.serves(call.collective, bytes))
+            })
+        };
+        let named = |row: &Override, up_to: u64| {
+            let (index, candidate, most) = able.iter().find(|(_, candidate, _)| candidate.name == row.communicator)?;
+            let way = Way { algorithm: row.algorithm, registered: row.registered };
+            (up_to <= row.up_to.min(*most) && serves(candidate, way, up_to))
+                .then_some(Choice { candidate: *index, way })
+        };
         let mut list: Vec<Range> = Vec::new();
         for up_to in ends {
-            let choice = able.iter().find(|(_, _, most)| up_to <= *most).and_then(|(index, candidate, _)| {
-                let algorithm = candidate.algorithms.iter().position(|algorithm| up_to <= algorithm.up_to)?;
-                Some(Choice { candidate: *index, algorithm: algorithm as u8 })
-            });
+            let default = || {
+                let (index, candidate, _) = able.iter().find(|(_, _, most)| up_to <= *most)?;
+                let row = rows(candidate).iter().find(|row| up_to <= row.up_to && serves(candidate, row.way, up_to))?;
+                Some(Choice { candidate: *index, way: row.way })
+            };
+            let choice = overrides.iter().find_map(|row| named(row, up_to)).or_else(default);
             match list.last_mut() {
                 Some(last) if last.choice == choice => last.up_to = up_to,
                 _ => list.push(Range { up_to, choice }),
@@ -275,23 +301,30 @@ impl Plan {
     }
 }
 
+fn rows_of(candidate: &Candidate, collective: Collective) -> &[Row] {
+    candidate.rows.get(collective as usize).map_or(&[], Vec::as_slice)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SMALL_AND_LARGE: [Algorithm; 2] =
-        [Algorithm { name: "small", up_to: 1024 }, Algorithm { name: "large", up_to: u64::MAX }];
-    const ANY: [Algorithm; 1] = [Algorithm { name: "any", up_to: u64::MAX }];
+    const SMALL_AND_LARGE: [Algorithm; 2] = [Algorithm::new("small", 2048), Algorithm::new("large", u64::MAX)];
+    const ANY: [Algorithm; 1] = [Algorithm::new("any", u64::MAX)];
 
     fn policy() -> Policy {
-        Policy { communicators: Selection::All, all_reduce: Selection::All, deterministic: false }
+        let (communicators, all_reduce) = (Selection::All, Selection::All);
+        Policy { communicators, all_reduce, deterministic: false, overrides: Vec::new() }
     }
 
     fn candidate(name: &'static str, max_bytes: u64) -> Candidate {
         let mut capabilities = Capabilities::new(&[Collective::AllReduce], &[DType::Float32], &[Op::Sum]);
         capabilities.max_bytes = max_bytes;
         let algorithms: &'static [Algorithm] = if name == "fast" { &SMALL_AND_LARGE } else { &ANY };
-        Candidate { name, algorithms, standing: Standing::Ready(capabilities), enabled: true }
+        let last = Row { up_to: u64::MAX, way: Way::of(algorithms.len() as u8 - 1) };
+        let rows = if name == "fast" { vec![Row { up_to: 1024, way: Way::of(0) }, last] } else { vec![last] };
+        let rows = vec![rows; COLLECTIVES.len()];
+        Candidate { name, algorithms, rows, standing: Standing::Ready(capabilities), enabled: true }
     }
 
     fn call(count: u64) -> Descriptor {
@@ -299,7 +332,11 @@ mod tests {
     }
 
     fn names(plan: &Plan, counts: &[u64]) -> Vec<Option<(&'static str, &'static str)>> {
-        counts.iter().map(|count| plan.choose(&call(*count)).map(|choice| plan.name(choice))).collect()
+        let name = |choice| {
+            let (communicator, algorithm, _) = plan.name(choice);
+            (communicator, algorithm)
+        };
+        counts.iter().map(|count| plan.choose(&call(*count)).map(name)).collect()
     }
 
     #[test]
@@ -308,6 +345,23 @@ mod tests {
         let chosen = names(&plan, &[0, 256, 257, 1024, 1025, 1 << 40]);
         let (small, large, any) = (Some(("fast", "small")), Some(("fast", "large")), Some(("slow", "any")));
         assert_eq!(chosen, [small, small, large, large, any, any]);
+    }
+
+    #[test]
+    fn rows_of_the_user_come_first_where_they_can_serve() {
+        let row = |up_to, communicator, algorithm| Override {
+            collective: Some(Collective::AllReduce),
+            up_to,
+            communicator,
+            algorithm,
+            registered: algorithm,
+        };
+        let candidates = vec![candidate("fast", 8192), candidate("slow", u64::MAX)];
+        // The first reaches no further than its algorithm carries, and the second than its communicator.
+        let overrides = vec![row(u64::MAX, "fast", 0), row(1 << 20, "fast", 1), row(3 << 20, "gone", 0)];
+        let plan = Plan::new(2, true, Policy { overrides, ..policy() }, candidates).unwrap();
+        let (small, large, any) = (Some(("fast", "small")), Some(("fast", "large")), Some(("slow", "any")));
+        assert_eq!(names(&plan, &[1, 512, 513, 2048, 2049, 1 << 20]), [small, small, large, large, any, any]);
     }
 
     #[test]

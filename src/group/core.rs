@@ -333,7 +333,7 @@ impl Core {
         };
         self.sequence += 1;
         let sequence = self.sequence;
-        match communicator.start(staged.as_ref().unwrap_or(call), sequence, choice.algorithm) {
+        match communicator.start(staged.as_ref().unwrap_or(call), sequence, choice.way) {
             Ok(Progress::Done) => Err(finish(staging)),
             Ok(_) => {
                 let (candidate, descriptor) = (choice.candidate, call.descriptor);

@@ -188,7 +188,7 @@ pub(super) fn policy(options: &GroupOptions) -> Result<Policy> {
     {
         return Err(Error::invalid(format_args!("a group's name has at most {LONGEST_NAME} bytes")));
     }
-    Policy::new(&options.communicators, options.flags)
+    Policy::new(&options.communicators, options.flags, options.plan.as_deref())
 }
 
 fn world_settings(options: &WorldOptions) -> Result<(GroupOptions, Policy)> {
@@ -317,6 +317,7 @@ fn settings(ranks: &[u32], options: &GroupOptions, policy: &Policy) -> Vec<(Stri
         ("flags", options.flags.to_string()),
         ("communicators", selection(&policy.communicators)),
         ("TUTTI_ALL_REDUCE", selection(&policy.all_reduce)),
+        ("TUTTI_PLAN", policy.overrides()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()

@@ -6,7 +6,7 @@
 //! * `letters` — messages from rank to rank, beside the calls;
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
 //! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
-//! * `create` — how groups come to be.
+//! * `create` — how groups come to be; `memory` — memory that their ranks read in place.
 
 pub mod batch;
 mod core;
@@ -14,6 +14,7 @@ mod create;
 mod gate;
 pub mod layout;
 mod letters;
+mod memory;
 mod request;
 mod wait;
 
@@ -25,11 +26,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::request::Request;
 use self::{
     core::{Core, Outcome, Work},
     gate::{Gate, Inside},
 };
+pub use self::{memory::free_memory, request::Request};
 pub use crate::bootstrap::fork::forked;
 use crate::{
     bootstrap::Members,
@@ -291,6 +292,13 @@ impl Group {
         })))
     }
 
+    /// Allocates `bytes` on every rank that all ranks of the group, and of groups made from it, can read in place. What it
+    /// gives is at least a page, zeroed, and lives until [`free_memory`]. Collective, with equal `bytes`.
+    pub fn allocate(self: &Arc<Self>, bytes: usize, deliver: Box<dyn FnOnce(*mut u8) + Send>) -> Result<()> {
+        batch::checked(self.members.check())?;
+        self.perform(Work::Task(Box::pin(memory::allocate(self.members.clone(), bytes, self.options.timeout, deliver))))
+    }
+
     /// A group of members that have agreed on everything.
     fn new(
         members: Arc<Members>,
@@ -363,6 +371,7 @@ impl Group {
     /// Options of a group made from this one: what they leave open is inherited.
     fn inherit(&self, mut options: GroupOptions) -> GroupOptions {
         options.timeout = options.timeout.or(self.options.timeout);
+        options.plan = options.plan.or_else(|| self.options.plan.clone());
         options
     }
 

@@ -26,6 +26,13 @@ impl Store {
         Store { streamed: streamed() }
     }
 
+    /// The largest contribution, of at most `most` bytes, that goes in flagged lines rather than in a slot: written
+    /// line by line they are fetched as they come, but cannot be streamed.
+    pub(super) fn lines_up_to(&self, most: usize) -> usize {
+        // Streamed slots win from twice the length on from which a processor streams.
+        if self.streamed.is_empty() { most } else { most.min(*self.streamed.start()) }
+    }
+
     /// Copies `length` bytes to where a peer will read them. Whoever publishes them with a release store afterwards
     /// publishes all of them: streamed ones are drained here.
     ///

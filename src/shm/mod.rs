@@ -2,6 +2,7 @@
 //!
 //! * [`segment`] — where everything lies, and the counters by which staging slots are handed over;
 //! * [`small`] — calls whose data travel with the header;
+//! * [`two_shot`] — large all_reduces of many ranks; [`pull`] — calls on registered memory;
 //! * [`hand_over`] — how bytes are put where another core reads them;
 //! * [`post`] — messages from rank to rank;
 //! * this page — the table of algorithms, and how the communicator is made.
@@ -12,40 +13,68 @@
 //! | lines     | to 2 KiB     | in cache lines that carry a flag each |
 //! | slot      | to 16 KiB    | in a slot that the header publishes |
 //! | pipelined | any          | the plain [`Exchange`] over a ring of staging slots |
+//! | two_shot  | any, all_reduce only | each rank reduces a slice for all, over the same ring |
+//! | pull      | any, from registered memory | each rank reads where the others' buffers lie |
 
 mod hand_over;
 #[cfg(all(test, loom))]
 mod model;
 mod post;
+mod pull;
 mod segment;
 mod small;
+mod two_shot;
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use hand_over::Store;
+use pull::{Claim, Pull, Room};
 use segment::Segment;
-use small::{LINE_BYTES, LINES_BYTES, SLOT_BYTES, Scratch, Small, Way};
+use small::{Carrier, LINE_BYTES, LINES_BYTES, SLOT_BYTES, Scratch, Small};
+use two_shot::TwoShot;
 
 use crate::{
-    bootstrap::{Members, mapping::Mapping, members::first_trouble, session::Session},
+    bootstrap::{
+        Members,
+        mapping::Mapping,
+        sharing::{share, share_some},
+    },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
-        Task, Uneven,
+        Algorithm, Call, Capabilities, Carries, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider,
+        Ranks, Row, Task, Uneven, Way,
         exchange::{Exchange, Lanes},
         post::Post,
     },
-    dtype::{COLLECTIVES, OPS, REDUCIBLE},
+    dtype::{COLLECTIVES, Collective, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
 /// The entry in the dispatcher's list.
 pub struct Shm;
 
-const ALGORITHMS: [Algorithm; 4] = [
-    Algorithm { name: "line", up_to: LINE_BYTES as u64 },
-    Algorithm { name: "lines", up_to: LINES_BYTES as u64 },
-    Algorithm { name: "slot", up_to: SLOT_BYTES as u64 },
-    Algorithm { name: "pipelined", up_to: u64::MAX },
+const ALGORITHMS: [Algorithm; 8] = [
+    Algorithm::new("line", LINE_BYTES as u64),
+    Algorithm::new("lines", LINES_BYTES as u64),
+    Algorithm::new("slot", SLOT_BYTES as u64),
+    Algorithm::new("pipelined", u64::MAX),
+    Algorithm { only: Some(Collective::AllReduce), ..Algorithm::new("two_shot", u64::MAX) },
+    Algorithm { registered: true, ..Algorithm::new("pull", u64::MAX) },
+    Algorithm { carries: Carries::Parts, ..Algorithm::new("parts", u64::MAX) },
+    Algorithm { carries: Carries::Letters, ..Algorithm::new("post", u64::MAX) },
 ];
+/// Their numbers.
+const LINE: u8 = 0;
+const LINES: u8 = 1;
+const SLOT: u8 = 2;
+const PIPELINED: u8 = 3;
+const TWO_SHOT: u8 = 4;
+const PULL: u8 = 5;
+const PARTS: u8 = 6;
+const POST: u8 = 7;
+
+/// From this contribution on three and more ranks reduce in two shots, and registered memory is pulled from.
+const TWO_SHOT_FROM: u64 = 32 * 1024;
+const PULL_FROM: u64 = 64 * 1024;
 
 impl Provider for Shm {
     fn name(&self) -> &'static str {
@@ -54,6 +83,30 @@ impl Provider for Shm {
 
     fn algorithms(&self) -> &'static [Algorithm] {
         &ALGORITHMS
+    }
+
+    fn rows(&self, members: &Members, collective: Collective) -> Vec<Row> {
+        match Carries::of(collective) {
+            Carries::Calls => {}
+            Carries::Parts => return vec![Row { up_to: u64::MAX, way: Way::of(PARTS) }],
+            Carries::Letters => return vec![Row { up_to: u64::MAX, way: Way::of(POST) }],
+        }
+        let lines = Store::detect().lines_up_to(LINES_BYTES) as u64;
+        let large = match collective {
+            // Two hand-overs instead of one cost more than the work they spare where each is a change of threads
+            // (measured: 4 ranks on 2 cores, 15 to 30 % from 32 KiB to 1 MiB).
+            Collective::AllReduce if members.size() > if members.is_crowded() { 4 } else { 2 } => TWO_SHOT,
+            _ => PIPELINED,
+        };
+        let row = |up_to, algorithm, registered| Row { up_to, way: Way { algorithm, registered } };
+        vec![
+            row(LINE_BYTES as u64, LINE, LINE),
+            row(lines, LINES, LINES),
+            row(SLOT_BYTES as u64, SLOT, SLOT),
+            row(TWO_SHOT_FROM - 1, PIPELINED, PIPELINED),
+            row(PULL_FROM - 1, large, large),
+            row(u64::MAX, large, PULL),
+        ]
     }
 
     fn probe(&self, members: &Members) -> Result<Capabilities, String> {
@@ -74,48 +127,15 @@ impl Provider for Shm {
 
     fn create(&self, members: Arc<Members>, deadline: Option<std::time::Instant>) -> Task<Box<dyn Communicator>> {
         Box::pin(async move {
-            let (mapping, fd) = share(&members, deadline).await?;
-            Ok(Box::new(Communication::new(members, mapping, Some(fd))) as Box<dyn Communicator>)
+            // Whether all ranks managed to map it is the dispatcher's next question.
+            let segment = share(&members, "tutti-shm", Segment::PART, deadline).await?;
+            let size = members.size();
+            let post = share_some(&members, "tutti-post", post::part(size), post::committed(size), deadline).await?;
+            let ((post, fd), segment) = (post?, segment?);
+            let wire = post::Memory::new(members.clone(), post, Some(fd));
+            Ok(Box::new(Communication::new(members, segment, wire)) as Box<dyn Communicator>)
         })
     }
-}
-
-/// Makes the segment together: the first rank makes the memfd, every rank maps it and commits its own part, so
-/// that the part's pages come from the memory next to the rank.
-async fn share(members: &Arc<Members>, deadline: Option<std::time::Instant>) -> Result<(Arc<Mapping>, OwnedFd)> {
-    let bytes = Segment::bytes(members.size()) + post::bytes(members.size());
-    let mut session = members.session(deadline, format!("shared memory of group {:?}", members.name()));
-    let mapped = share_in(&mut session, members, bytes).await;
-    match mapped {
-        // Whether all ranks managed to map it is the dispatcher's next question.
-        Ok(mapped) => session.finish().await.and(mapped),
-        Err(error) => {
-            session.give_up(&error);
-            Err(error)
-        }
-    }
-}
-
-/// The outer error is the session's, and ends the making of the group; the inner one only this communicator's.
-async fn share_in(session: &mut Session, members: &Members, bytes: usize) -> Result<Result<(Arc<Mapping>, OwnedFd)>> {
-    let made: Result<Option<OwnedFd>> = match members.rank() {
-        0 => Mapping::create("tutti-shm", bytes).map(Some),
-        _ => Ok(None),
-    };
-    let trouble = made.as_ref().err().map(Error::to_string).unwrap_or_default();
-    let descriptor = made.as_ref().ok().and_then(Option::as_ref);
-    let said = session.all_gather(trouble.as_bytes(), descriptor).await?;
-    if let Some(trouble) = first_trouble(members.world_ranks(), &said) {
-        return Ok(Err(Error::Unsupported(trouble)));
-    }
-    let passed = descriptor.or_else(|| said.first().and_then(|message| message.descriptors.first()));
-    Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| {
-        let mine = Segment::part(members.rank());
-        Mapping::commit(fd, mine.start, mine.len())?;
-        post::commit(fd, Segment::bytes(members.size()), members.rank(), members.size())?;
-        let kept = fd.try_clone().map_err(|error| Error::Unsupported(format!("cannot keep shared memory: {error}")))?;
-        Ok((Mapping::open(fd, bytes)?, kept))
-    }))
 }
 
 /// One rank's communicator.
@@ -124,28 +144,41 @@ struct Communication {
     meeting: Meeting,
     exchange: Exchange<Segment>,
     letters: post::Letters,
-    /// The small call that is going on; else it is a v-form, or an exchange.
-    small: Option<Small>,
-    /// The v-form that is going on.
-    parts: Option<Parts>,
+    going: Going,
     scratch: Scratch,
+    room: Room,
     /// What came out while this rank was about to sleep.
     outcome: Option<Result<Progress>>,
 }
 
+/// The call that is going on.
+enum Going {
+    Small(Small),
+    Exchange,
+    Parts(Parts),
+    TwoShot(TwoShot),
+    /// How it goes on is decided when all headers were seen: this rank's buffers are registered.
+    Undecided(Undecided),
+    Pull(Pull),
+}
+
+struct Undecided {
+    call: Call,
+    pattern: Pattern,
+    sequence: u64,
+    way: Way,
+}
+
 impl Communication {
-    /// In a mapping of the segment and, behind it, the post; `fd` is what is mapped, if parts of it are still to be
-    /// committed.
-    fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>) -> Self {
-        let segment = Segment::new(members.clone(), mapping.clone());
-        let wire = post::Memory::new(members.clone(), mapping, Segment::bytes(members.size()), fd);
+    fn new(members: Arc<Members>, mapping: Arc<Mapping>, wire: post::Memory) -> Self {
+        let segment = Segment::new(members.clone(), mapping);
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),
             letters: post::Letters::new(members.clone(), wire),
-            small: None,
-            parts: None,
+            going: Going::Exchange,
             scratch: Scratch::new(members.size()),
+            room: Room::new(members.size()),
             outcome: None,
             members,
         }
@@ -153,45 +186,89 @@ impl Communication {
 
     #[inline]
     fn advance(&mut self) -> Result<Progress> {
-        match (&mut self.small, &mut self.parts) {
-            (Some(small), _) => small.poll(&self.members, &self.exchange.lanes, &mut self.meeting, &mut self.scratch),
-            (None, Some(parts)) => parts.poll(&mut self.exchange, &mut self.meeting),
-            (None, None) => self.exchange.poll(&mut self.meeting),
+        loop {
+            match &mut self.going {
+                Going::Small(small) => {
+                    return small.poll(&self.members, &self.exchange.lanes, &mut self.meeting, &mut self.scratch);
+                }
+                Going::Exchange => return self.exchange.poll(&mut self.meeting),
+                Going::Parts(parts) => return parts.poll(&mut self.exchange, &mut self.meeting),
+                Going::TwoShot(two_shot) => {
+                    return two_shot.poll(&mut self.exchange.lanes, &mut self.meeting, &mut self.scratch.sources);
+                }
+                Going::Pull(pull) => return Ok(pull.poll(&self.exchange.lanes, &mut self.room)),
+                Going::Undecided(_) if self.meeting.poll()? != Progress::Done => return Ok(Progress::Pending),
+                Going::Undecided(_) => self.decide(),
+            }
+        }
+    }
+
+    /// Begins a call that is too large to travel with its header.
+    fn begin_large(&mut self, call: &Call, pattern: Pattern, algorithm: u8) {
+        if algorithm == TWO_SHOT {
+            let base = self.exchange.reserve(TwoShot::steps(pattern.length));
+            self.going = Going::TwoShot(TwoShot::begin(call, self.members.clone(), base));
+        } else {
+            self.exchange.begin(call, pattern);
+            self.going = Going::Exchange;
+        }
+    }
+
+    /// Goes on with a call of registered buffers, now that all headers were seen.
+    #[cold]
+    fn decide(&mut self) {
+        let Going::Undecided(undecided) = std::mem::replace(&mut self.going, Going::Exchange) else { return };
+        let Undecided { call, pattern, sequence, way } = undecided;
+        let step = self.exchange.reserve(Pull::STEPS);
+        match Pull::decide(&call, &pattern, &self.members, (sequence, step), &mut self.room) {
+            Some(pull) => self.going = Going::Pull(pull),
+            None => {
+                // Those who knew at once that nothing is pulled have taken no step for it.
+                self.exchange.give_back();
+                self.begin_large(&call, pattern, way.algorithm);
+            }
         }
     }
 }
 
 impl Communicator for Communication {
-    fn start(&mut self, call: &Call, sequence: u64, algorithm: u8) -> Result<Progress> {
+    fn start(&mut self, call: &Call, sequence: u64, way: Way) -> Result<Progress> {
         let (me, size) = (self.members.rank(), self.members.size());
         let pattern = Pattern::new(&call.descriptor, me, size)
             .ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
         self.outcome = None;
-        self.parts = None;
-        let way = match algorithm {
-            0 => Some(Way::Line),
-            1 => Some(Way::Lines),
-            2 => Some(Way::Slot),
+        let carrier = match way.algorithm {
+            LINE => Some(Carrier::Line),
+            LINES => Some(Carrier::Lines),
+            SLOT => Some(Carrier::Slot),
             _ => None,
         };
-        // SAFETY: the group calls this once per sequence, in order, with contributions that the plan says fit.
-        self.small = way.map(|way| unsafe {
-            Small::begin(call, pattern.clone(), sequence, way, (&mut self.meeting, &self.exchange.lanes))
-        });
-        if way.is_none() {
-            // SAFETY: as above; there is no payload.
-            unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
-            self.exchange.begin(call, pattern);
+        if let Some(carrier) = carrier {
+            // SAFETY: the group calls this once per sequence, in order, with contributions that the plan says fit.
+            let small =
+                unsafe { Small::begin(call, pattern, sequence, carrier, (&mut self.meeting, &self.exchange.lanes)) };
+            self.going = Going::Small(small);
+            return self.advance();
+        }
+        let claim = match way.registered {
+            PULL => Claim::of(call, &pattern, &self.members),
+            _ => Claim::default(),
+        };
+        // SAFETY: as above.
+        unsafe { self.meeting.begin(call.descriptor, sequence, &claim.to_bytes()) };
+        if claim.is_made() {
+            self.going = Going::Undecided(Undecided { call: *call, pattern, sequence, way });
+        } else {
+            self.begin_large(call, pattern, way.algorithm);
         }
         self.advance()
     }
 
     fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
         self.outcome = None;
-        self.small = None;
         // SAFETY: as above; there is no payload.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
-        self.parts = Some(Parts::new(self.members.clone(), call, sequence));
+        self.going = Going::Parts(Parts::new(self.members.clone(), call, sequence));
         self.advance()
     }
 
@@ -214,10 +291,13 @@ impl Communicator for Communication {
 
     fn awaits(&mut self, rank: u32) -> bool {
         self.meeting.awaits(rank)
-            || match (&self.small, &mut self.parts) {
-                (Some(small), _) => small.awaits(&self.exchange.lanes, rank),
-                (None, Some(parts)) => parts.awaits(&mut self.exchange, rank),
-                (None, None) => self.exchange.awaits(rank),
+            || match &mut self.going {
+                Going::Small(small) => small.awaits(&self.exchange.lanes, rank),
+                Going::Exchange => self.exchange.awaits(rank),
+                Going::Parts(parts) => parts.awaits(&mut self.exchange, rank),
+                Going::TwoShot(two_shot) => two_shot.awaits(&self.exchange.lanes, rank),
+                Going::Pull(pull) => pull.awaits(&self.exchange.lanes, rank),
+                Going::Undecided(_) => false,
             }
     }
 

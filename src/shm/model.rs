@@ -3,14 +3,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Communication, Segment};
+use super::{Communication, Segment, post};
 use crate::{
     bootstrap::{
         Members,
+        mapping::Mapping,
         model::{LEAVING, members, on_all_ranks, wait},
     },
     communicator::{
-        Call, Communicator, Descriptor, Meeting, Pattern, Progress, Ranks,
+        Call, Communicator, Descriptor, Meeting, Pattern, Progress, Ranks, Way,
         exchange::{Exchange, Lanes},
     },
     dtype::{Collective, DType, Op},
@@ -93,7 +94,12 @@ fn model_three_ranks_meet_as_two_do() {
 
 fn communications(size: u32, bug: &'static str) -> Vec<(Arc<Members>, Communication, &'static str)> {
     let mapping = Segment::for_model(size);
-    let one = |members: Arc<Members>| (members.clone(), Communication::new(members, mapping.clone(), None), bug);
+    // These models send no letters, so nothing of it is touched.
+    let post = Mapping::private(size as usize * post::part(size)).unwrap();
+    let one = |members: Arc<Members>| {
+        let wire = post::Memory::new(members.clone(), post.clone(), None);
+        (members.clone(), Communication::new(members, mapping.clone(), wire), bug)
+    };
     members(size).into_iter().map(one).collect()
 }
 
@@ -103,7 +109,7 @@ fn all_reduce(members: &Members, communication: &mut Communication, rank: u32, s
     let mut data: Vec<u64> = (0..count).map(|i| element(sequence, rank, i)).collect();
     let address: *mut u8 = data.as_mut_ptr().cast();
     let call = Call { descriptor: descriptor(Collective::AllReduce, count), send: address, recv: address };
-    let mut progress = communication.start(&call, sequence, INLINE).unwrap();
+    let mut progress = communication.start(&call, sequence, Way::of(INLINE)).unwrap();
     while progress != Progress::Done {
         communication.rest(Duration::MAX);
         progress = communication.poll().unwrap();

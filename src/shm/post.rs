@@ -3,7 +3,7 @@
 //!
 //! # Where everything lies
 //!
-//! Behind the segment, every rank has a *page* for every other rank, which it alone writes, and a *store*:
+//! In a mapping of its own, every rank has a *page* for every other rank, which it alone writes, and a *store*:
 //!
 //! * in the page, what it sends: a ring of [`ENVELOPES`] envelopes of two cache lines, the first of which holds the flag,
 //!   the envelope and up to [`INLINE`] bytes of a message, so that a small message costs one line;
@@ -116,24 +116,20 @@ const PAGE: usize = 4096;
 const _: () = assert!(size_of::<Page>() <= PAGE);
 const STORE: usize = ENVELOPES as usize * EAGER + CHUNKS as usize * CHUNK;
 
-/// Bytes for the post of `size` ranks.
-pub(super) fn bytes(size: u32) -> usize {
-    let pairs = size as usize * size as usize;
-    pairs * (PAGE + STORE)
+/// Bytes of a rank's part: its pages, then its stores.
+pub(super) fn part(size: u32) -> usize {
+    size as usize * (PAGE + STORE)
 }
 
-/// Commits the pages of `rank`; the post begins at `start` of the memory.
-pub(super) fn commit(fd: &OwnedFd, start: usize, rank: u32, size: u32) -> Result<()> {
-    let mine = size as usize * PAGE;
-    Mapping::commit(fd, start + rank as usize * mine, mine)
+/// Bytes of a rank's part that are committed when the group is made: its pages.
+pub(super) fn committed(size: u32) -> usize {
+    size as usize * PAGE
 }
 
 /// The shared-memory wire.
 pub(super) struct Memory {
     members: Arc<Members>,
     mapping: Arc<Mapping>,
-    /// Where the post begins in the mapping.
-    start: usize,
     /// For committing stores; `None` where the memory needs none of that.
     fd: Option<OwnedFd>,
     sizes: Sizes,
@@ -159,22 +155,24 @@ struct Counts {
 }
 
 impl Memory {
-    /// The post in a mapping from `start` on; `fd` is what is mapped.
-    pub(super) fn new(members: Arc<Members>, mapping: Arc<Mapping>, start: usize, fd: Option<OwnedFd>) -> Self {
+    /// The post in a mapping of a [`part`] per rank; `fd` is what is mapped.
+    pub(super) fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>) -> Self {
         let peers = vec![Counts::default(); members.size() as usize];
-        Memory { members, mapping, start, fd, sizes: SIZES, peers }
+        Memory { members, mapping, fd, sizes: SIZES, peers }
     }
 
     /// What `writer` writes for `reader`.
     fn page(&self, writer: u32, reader: u32) -> &Page {
-        let at = self.start + self.pair(writer, reader) * PAGE;
+        let at = writer as usize * part(self.members.size()) + reader as usize * PAGE;
         // SAFETY: it lies inside the mapping, which lives as long as `self`, is aligned to pages and zero at first; the
         // fields used through this reference are atomics.
         unsafe { self.mapping.at(at, PAGE).cast().as_ref() }
     }
 
-    fn pair(&self, writer: u32, reader: u32) -> usize {
-        writer as usize * self.members.size() as usize + reader as usize
+    /// Where the store of `writer` for `reader` begins.
+    fn store(&self, writer: u32, reader: u32) -> usize {
+        let size = self.members.size();
+        writer as usize * part(size) + committed(size) + reader as usize * STORE
     }
 
     /// The bytes of an envelope's message that does not fit beside it.
@@ -192,18 +190,14 @@ impl Memory {
     }
 
     fn store_at(&self, writer: u32, reader: u32, offset: usize, length: usize) -> *mut u8 {
-        let pages = self.members.size() as usize * self.members.size() as usize * PAGE;
-        let at = self.start + pages + self.pair(writer, reader) * STORE + offset;
-        self.mapping.at(at, length).as_ptr()
+        self.mapping.at(self.store(writer, reader) + offset, length).as_ptr()
     }
 
     /// Commits the store for `peer`, once.
     #[cold]
     fn take_store(&mut self, peer: u32) -> Result<()> {
         if let Some(fd) = &self.fd {
-            let pages = self.members.size() as usize * self.members.size() as usize * PAGE;
-            let me = self.members.rank();
-            Mapping::commit(fd, self.start + pages + self.pair(me, peer) * STORE, STORE)?;
+            Mapping::commit(fd, self.store(self.members.rank(), peer), STORE)?;
         }
         self.peers[peer as usize].has_store = true;
         Ok(())
@@ -445,7 +439,7 @@ impl Post for Letters {
 }
 
 #[cfg(all(test, loom))]
-mod model {
+pub(super) mod model {
     //! Models of the rings, with the desks that use them. See [`crate::sync::model`].
 
     use super::*;
@@ -457,10 +451,11 @@ mod model {
     const ELEMENT: usize = size_of::<u64>();
 
     /// What zeroed memory is outside the models.
-    fn mapping(size: u32) -> Arc<Mapping> {
-        let mapping = Mapping::private(bytes(size)).unwrap();
+    pub(in super::super) fn mapping(size: u32) -> Arc<Mapping> {
+        let mapping = Mapping::private(size as usize * part(size)).unwrap();
         let atomic = || AtomicU64::new(0);
-        for pair in 0..size as usize * size as usize {
+        let pairs = (0..size as usize).flat_map(|writer| (0..size as usize).map(move |reader| (writer, reader)));
+        for (writer, reader) in pairs {
             let slip = || Slip { flag: atomic(), tag: atomic(), bytes: atomic(), what: atomic(), message: [0; INLINE] };
             let answer = || Answer { flag: atomic(), number: atomic(), room: atomic(), what: atomic() };
             let page = Page {
@@ -473,15 +468,15 @@ mod model {
             };
             // SAFETY: it lies in the mapping, and nobody else knows it yet.
             let page = unsafe {
-                let place = mapping.at(pair * PAGE, PAGE).cast::<Page>();
+                let place = mapping.at(writer * part(size) + reader * PAGE, PAGE).cast::<Page>();
                 place.write(page);
                 place.as_ref()
             };
             page.slips.iter().for_each(|slip| watch((&raw const slip.message).cast(), INLINE));
             page.answers.iter().for_each(|answer| watch((&raw const answer.number).cast(), ELEMENT));
-            let stores = size as usize * size as usize * PAGE;
+            let store = writer * part(size) + committed(size) + reader * STORE;
             for chunk in 0..CHUNKS as usize {
-                let at = stores + pair * STORE + ENVELOPES as usize * EAGER + chunk * CHUNK;
+                let at = store + ENVELOPES as usize * EAGER + chunk * CHUNK;
                 watch(mapping.at(at, CHUNK).as_ptr(), CHUNK);
             }
         }
@@ -493,7 +488,7 @@ mod model {
     fn ranks(sizes: Sizes) -> Vec<Rank> {
         let mapping = mapping(2);
         let one = |members: Arc<Members>| {
-            let mut memory = Memory::new(members.clone(), mapping.clone(), 0, None);
+            let mut memory = Memory::new(members.clone(), mapping.clone(), None);
             memory.sizes = sizes;
             (members.clone(), Letters::new(members, memory))
         };

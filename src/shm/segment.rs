@@ -73,17 +73,15 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Bytes for `size` ranks.
-    pub(super) fn bytes(size: u32) -> usize {
-        size as usize * PART
-    }
+    /// Bytes of each rank's part.
+    pub(super) const PART: usize = PART;
 
     /// Where a rank's part lies.
-    pub(super) fn part(rank: u32) -> Range<usize> {
+    fn part(rank: u32) -> Range<usize> {
         rank as usize * PART..(rank as usize + 1) * PART
     }
 
-    /// The segment in a mapping of [`Segment::bytes`] zero bytes.
+    /// The segment in a mapping of [`Segment::PART`] zero bytes for each rank.
     pub(super) fn new(members: Arc<Members>, mapping: Arc<Mapping>) -> Self {
         Segment { members, mapping, store: Store::detect(), finished_by_all: 0 }
     }
@@ -180,18 +178,38 @@ impl Segment {
         rank != self.members.rank() && self.counters(rank).finished.0.load(Ordering::Acquire) < needed
     }
 
+    /// Whether `rank` has finished step `step`.
+    pub(super) fn has_finished(&self, rank: u32, step: u64) -> bool {
+        self.counters(rank).finished.0.load(Ordering::Acquire) > step
+    }
+
+    /// Says that this rank has published all steps before `steps`, of which nothing lies in the ring.
+    pub(super) fn counter_publish(&self, steps: u64) {
+        self.counters(self.rank()).published.0.store(steps, Ordering::Release);
+        self.members.ring_all();
+    }
+
+    /// Writes parts of this rank's chunk `step`, from the same places in `bytes`, and shows it.
+    ///
+    /// # Safety
+    /// `bytes` are readable where the parts are, which end within [`CHUNK`]; there is room for the step.
+    pub(super) unsafe fn ring_publish_parts(&mut self, step: u64, bytes: *const u8, parts: &[Range<usize>]) {
+        let slot = self.staging(self.rank(), step).cast_mut();
+        writes(slot);
+        for part in parts.iter().filter(|part| part.start < part.end && part.end <= CHUNK) {
+            // SAFETY: the slot is this rank's, and nobody reads it any more: there is room.
+            unsafe { self.store.copy(bytes.add(part.start), slot.add(part.start), part.len()) };
+        }
+        self.counter_publish(step + 1);
+    }
+
     /// Writes this rank's chunk `step` and shows it.
     ///
     /// # Safety
     /// `bytes` are readable, at most [`CHUNK`] of them; there is room for the step.
     pub(super) unsafe fn ring_publish(&mut self, step: u64, bytes: *const u8, length: usize) {
-        let me = self.members.rank();
-        let slot = self.staging(me, step).cast_mut();
-        writes(slot);
-        // SAFETY: the slot is this rank's, and nobody reads it any more: there is room.
-        unsafe { self.store.copy(bytes, slot, length.min(CHUNK)) };
-        self.counters(me).published.0.store(step + 1, Ordering::Release);
-        self.members.ring_all();
+        // SAFETY: passed on.
+        unsafe { self.ring_publish_parts(step, bytes, std::slice::from_ref(&(0..length))) };
     }
 
     /// `rank`'s chunk `step` if it has been published: readable until this rank finishes the step.
@@ -229,7 +247,7 @@ impl Segment {
 #[cfg(all(test, loom))]
 impl Segment {
     pub(super) fn for_model(size: u32) -> Arc<Mapping> {
-        let mapping = Mapping::private(Self::bytes(size)).unwrap();
+        let mapping = Mapping::private(size as usize * PART).unwrap();
         for rank in 0..size {
             let part = mapping.at(Self::part(rank).start, PART);
             let counters = Counters { published: Counter(AtomicU64::new(0)), finished: Counter(AtomicU64::new(0)) };

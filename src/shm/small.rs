@@ -1,10 +1,10 @@
 //! Small calls: the contribution travels with the header of the call, so that one hand-over is all it takes.
 //!
-//! | way   | contribution | where it travels                                                                |
-//! |-------|--------------|---------------------------------------------------------------------------------|
-//! | line  | to 56 B      | in the header's own cache line                                                  |
-//! | lines | to 2 KiB     | its first 56 bytes there, the rest in lines of the same kind: 56 bytes and a flag |
-//! | slot  | to 16 KiB    | in a slot that the header publishes                                             |
+//! | carrier | contribution | where it travels                                                                |
+//! |---------|--------------|---------------------------------------------------------------------------------|
+//! | line    | to 56 B      | in the header's own cache line                                                  |
+//! | lines   | to 2 KiB     | its first 56 bytes there, the rest in lines of the same kind: 56 bytes and a flag |
+//! | slot    | to 16 KiB    | in a slot that the header publishes                                             |
 //!
 //! *A line.* The owner writes the 56 bytes, then the flag (release), which is the sequence of the call; whoever loads that
 //! flag (acquire) may read the bytes. So a line needs no other word to be waited for, and the first ones are on their
@@ -22,14 +22,14 @@ use crate::{
     error::Result,
 };
 
-/// The largest contribution of each way, in bytes.
+/// The largest contribution of each carrier, in bytes.
 pub(super) const LINE_BYTES: usize = board::PAYLOAD;
 pub(super) const LINES_BYTES: usize = board::PAYLOAD + LINES * PIECE;
 pub(super) const SLOT_BYTES: usize = SLOT;
 
 /// How a small call travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Carrier {
     Line,
     Lines,
     Slot,
@@ -40,16 +40,16 @@ pub(super) struct Small {
     call: Call,
     pattern: Pattern,
     sequence: u64,
-    way: Way,
+    carrier: Carrier,
     /// Of the contributors below this rank everything has been gathered, and of this one so many lines.
     gathered: (u32, usize),
 }
 
-/// What small calls need from call to call.
+/// What calls need for as long as they go on, kept so that they allocate nothing.
 pub(super) struct Scratch {
     /// Where the lines of each rank are put together.
     lines: Vec<[u64; LINES_BYTES.div_ceil(8)]>,
-    sources: Vec<*const u8>,
+    pub(super) sources: Vec<*const u8>,
 }
 
 // SAFETY: the pointers are those of the last call, and used by nothing.
@@ -65,38 +65,38 @@ impl Small {
     /// Shows this rank's call and contribution to all.
     ///
     /// # Safety
-    /// As for [`Meeting::begin`]; the contribution is at most what `way` carries.
+    /// As for [`Meeting::begin`]; the contribution is at most what `carrier` takes.
     pub(super) unsafe fn begin(
         call: &Call,
         pattern: Pattern,
         sequence: u64,
-        way: Way,
+        carrier: Carrier,
         (meeting, segment): (&mut Meeting, &Segment),
     ) -> Self {
         let contributes = segment.size() > 1 && pattern.contributors.contains(segment.rank());
         let length = if contributes { pattern.length } else { 0 };
-        // SAFETY: `send` is readable for the contribution, by the promise of the call's maker.
         let bytes = match length {
             0 => &[],
+            // SAFETY: `send` is readable for the contribution, by the promise of the call's maker.
             _ => unsafe { std::slice::from_raw_parts(call.send, length) },
         };
         // SAFETY: nobody reads this rank's lines and slot of this sequence now (see the module comment); passed on.
         unsafe {
-            match way {
-                Way::Line => meeting.begin(call.descriptor, sequence, bytes),
-                Way::Lines => {
+            match carrier {
+                Carrier::Line => meeting.begin(call.descriptor, sequence, bytes),
+                Carrier::Lines => {
                     let (first, rest) = bytes.split_at(length.min(LINE_BYTES));
                     meeting.post(call.descriptor, sequence, first);
                     segment.write_lines(sequence, rest);
                     meeting.ring();
                 }
-                Way::Slot => {
+                Carrier::Slot => {
                     segment.write_slot(sequence, bytes);
                     meeting.begin(call.descriptor, sequence, &[]);
                 }
             }
         }
-        Small { call: *call, pattern, sequence, way, gathered: (0, 0) }
+        Small { call: *call, pattern, sequence, carrier, gathered: (0, 0) }
     }
 
     /// Ends the call if everything is there.
@@ -114,18 +114,18 @@ impl Small {
         if self.pattern.window.is_empty() {
             return Ok(Progress::Done);
         }
-        if self.way == Way::Lines && !self.gather(segment, members, scratch) {
+        if self.carrier == Carrier::Lines && !self.gather(segment, members, scratch) {
             return Ok(Progress::Pending);
         }
         let pattern = &self.pattern;
         let (me, sequence) = (segment.rank(), self.sequence);
         scratch.sources.clear();
         for rank in (0..segment.size()).filter(|rank| pattern.contributors.contains(*rank)) {
-            scratch.sources.push(match self.way {
+            scratch.sources.push(match self.carrier {
                 _ if rank == me => self.call.send,
-                Way::Line => members.board().payload(rank, sequence),
-                Way::Lines => scratch.lines[rank as usize].as_ptr().cast(),
-                Way::Slot => segment.slot_of(rank, sequence),
+                Carrier::Line => members.board().payload(rank, sequence),
+                Carrier::Lines => scratch.lines[rank as usize].as_ptr().cast(),
+                Carrier::Slot => segment.slot_of(rank, sequence),
             });
         }
         // SAFETY: each header was posted after its rank had filled its line or slot, which is overwritten no sooner than
@@ -136,7 +136,7 @@ impl Small {
 
     /// Whether lines of `rank` are missing, of which this rank has seen the header.
     pub(super) fn awaits(&self, segment: &Segment, rank: u32) -> bool {
-        self.way == Way::Lines
+        self.carrier == Carrier::Lines
             && !self.pattern.window.is_empty()
             && rank != segment.rank()
             && self.pattern.contributors.contains(rank)
@@ -153,7 +153,7 @@ impl Small {
                 let to: *mut u8 = scratch.lines[rank as usize].as_mut_ptr().cast();
                 let from = members.board().payload(rank, self.sequence);
                 crate::sync::reads(from);
-                // SAFETY: the header was seen; the scratch has room for the largest contribution of this way.
+                // SAFETY: the header was seen; the scratch has room for the largest contribution of this carrier.
                 unsafe {
                     if lines == 0 {
                         std::ptr::copy_nonoverlapping(from, to, first);

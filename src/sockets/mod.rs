@@ -21,12 +21,12 @@ use crate::{
         control::{Kind, Verdict},
     },
     communicator::{
-        Algorithm, Call, Capabilities, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider, Ranks,
-        Task, Uneven,
+        Algorithm, Call, Capabilities, Carries, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider,
+        Ranks, Row, Task, Uneven, Way,
         exchange::{Exchange, Lanes, protocol_error},
         post::Post,
     },
-    dtype::{COLLECTIVES, OPS, REDUCIBLE},
+    dtype::{COLLECTIVES, Collective, OPS, REDUCIBLE},
     error::{Error, Result},
 };
 
@@ -40,7 +40,11 @@ const FINISHED: u64 = 1 << 63;
 /// The entry in the dispatcher's list.
 pub struct Sockets;
 
-const ALGORITHMS: [Algorithm; 1] = [Algorithm { name: "exchange", up_to: u64::MAX }];
+const ALGORITHMS: [Algorithm; 3] = [
+    Algorithm::new("exchange", u64::MAX),
+    Algorithm { carries: Carries::Parts, ..Algorithm::new("parts", u64::MAX) },
+    Algorithm { carries: Carries::Letters, ..Algorithm::new("post", u64::MAX) },
+];
 
 impl Provider for Sockets {
     fn name(&self) -> &'static str {
@@ -49,6 +53,15 @@ impl Provider for Sockets {
 
     fn algorithms(&self) -> &'static [Algorithm] {
         &ALGORITHMS
+    }
+
+    fn rows(&self, _: &Members, collective: Collective) -> Vec<Row> {
+        let algorithm = match Carries::of(collective) {
+            Carries::Calls => 0,
+            Carries::Parts => 1,
+            Carries::Letters => 2,
+        };
+        vec![Row { up_to: u64::MAX, way: Way::of(algorithm) }]
     }
 
     fn probe(&self, _: &Members) -> Result<Capabilities, String> {
@@ -95,7 +108,7 @@ impl Communication {
 }
 
 impl Communicator for Communication {
-    fn start(&mut self, call: &Call, sequence: u64, _algorithm: u8) -> Result<Progress> {
+    fn start(&mut self, call: &Call, sequence: u64, _way: Way) -> Result<Progress> {
         let pattern = Pattern::new(&call.descriptor, self.members.rank(), self.members.size())
             .ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
         // SAFETY: the group calls this once per sequence, in order; there is no payload.

@@ -1,4 +1,4 @@
-/* Messages from rank to rank: blocking, by requests and in batches, with tags, to oneself, and those that do not fit. */
+/* Messages from rank to rank: blocking, by requests, in batches, with tags, to oneself, and those that do not fit. */
 #include "check.h"
 
 /* Beside the envelope's flag, with the envelope, and in chunks. */

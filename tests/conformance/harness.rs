@@ -17,7 +17,13 @@ const WATCHDOG: Duration = Duration::from_secs(300);
 
 /// A world of `size` ranks in this process that uses one communicator alone.
 pub(crate) fn world(communicator: &str, size: u32, timeout_ms: i64) -> Vec<Arc<Group>> {
+    planned_world(communicator, size, timeout_ms, "")
+}
+
+/// The same, with rows of a plan.
+pub(crate) fn planned_world(communicator: &str, size: u32, timeout_ms: i64, plan: &str) -> Vec<Arc<Group>> {
     let group = GroupOptions {
+        plan: Some(plan.to_owned()),
         communicators: Selection::parse(&format!("={communicator}")).unwrap(),
         timeout: Timeout::from_ms(timeout_ms).unwrap(),
         ..GroupOptions::default()
@@ -67,36 +73,103 @@ impl Drop for AbortOnPanic<'_> {
     }
 }
 
+/// Where the buffers of each rank lie.
+#[derive(Clone, Copy)]
+pub(crate) enum Memory<'a> {
+    Private,
+    /// Memory that `Group::allocate` gave to each rank, with room for two buffers.
+    Registered(&'a [Registered]),
+}
+
+/// A rank's registered memory.
+pub(crate) struct Registered(*mut u8);
+
+// SAFETY: one rank's thread at a time uses it.
+unsafe impl Sync for Registered {}
+// SAFETY: as above.
+unsafe impl Send for Registered {}
+
+/// Bytes of a rank's registered memory.
+const REGISTERED: usize = 2 << 20;
+
+impl Registered {
+    /// Memory for each rank of a world.
+    pub(crate) fn of(groups: &[Arc<Group>]) -> Vec<Registered> {
+        on_all_ranks(groups, |group| {
+            let (give, take) = mpsc::channel();
+            let deliver = move |start: *mut u8| drop(give.send(Registered(start)));
+            group.allocate(REGISTERED, Box::new(deliver)).unwrap();
+            take.recv().unwrap()
+        })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        tutti::group::free_memory(self.0).unwrap();
+    }
+}
+
 /// Bytes at a chosen misalignment, with a guard on both sides that must stay what it was.
 pub(crate) struct Buffer {
-    memory: Vec<u8>,
+    memory: *mut u8,
+    size: usize,
     start: usize,
     length: usize,
+    /// What `memory` is, where it is not registered.
+    _owned: Vec<u8>,
 }
 
 const GUARD: usize = 64;
 const GUARD_BYTE: u8 = 0xa5;
 
 impl Buffer {
+    /// A buffer in memory of its own.
     pub(crate) fn new(content: &[u8], misalignment: usize) -> Self {
-        let mut memory = vec![GUARD_BYTE; content.len() + 2 * GUARD + 64];
-        let start = memory.as_ptr().align_offset(64) + GUARD + misalignment;
-        memory.resize(start + content.len() + GUARD, GUARD_BYTE);
-        memory[start..start + content.len()].copy_from_slice(content);
-        Buffer { memory, start, length: content.len() }
+        Buffer::within(Memory::Private, 0, 0, content, misalignment)
+    }
+
+    /// The first or second (`which`) buffer of a rank.
+    pub(crate) fn within(memory: Memory, rank: u32, which: usize, content: &[u8], misalignment: usize) -> Self {
+        let size = content.len() + 3 * GUARD + misalignment;
+        let (mut owned, memory) = match memory {
+            Memory::Private => (vec![0; size + GUARD], None),
+            Memory::Registered(ranks) => {
+                assert!(size <= REGISTERED / 2);
+                (Vec::new(), Some(ranks[rank as usize].0.wrapping_add(which * REGISTERED / 2)))
+            }
+        };
+        let memory = memory.unwrap_or_else(|| {
+            let start = owned.as_ptr().align_offset(GUARD);
+            owned[start..].as_mut_ptr()
+        });
+        let mut buffer = Buffer { memory, size, start: GUARD + misalignment, length: content.len(), _owned: owned };
+        buffer.all().fill(GUARD_BYTE);
+        let start = buffer.start;
+        buffer.all()[start..start + content.len()].copy_from_slice(content);
+        buffer
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.length]
+        // SAFETY: `size` bytes of memory that this buffer has to itself between calls.
+        let all = unsafe { std::slice::from_raw_parts(self.memory, self.size) };
+        &all[self.start..self.start + self.length]
     }
 
     pub(crate) fn address(&mut self) -> *mut u8 {
-        self.memory[self.start..].as_mut_ptr()
+        self.memory.wrapping_add(self.start)
     }
 
-    pub(crate) fn check_guards(&self) {
-        let outside = self.memory[..self.start].iter().chain(&self.memory[self.start + self.length..]);
+    pub(crate) fn check_guards(&mut self) {
+        let (start, end) = (self.start, self.start + self.length);
+        let all = self.all();
+        let outside = all[..start].iter().chain(&all[end..]);
         assert!(outside.into_iter().all(|byte| *byte == GUARD_BYTE), "bytes outside the buffer were written");
+    }
+
+    fn all(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`.
+        unsafe { std::slice::from_raw_parts_mut(self.memory, self.size) }
     }
 }
 

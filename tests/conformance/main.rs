@@ -29,6 +29,9 @@ macro_rules! keep_all_promises {
             promises::all_reduce_is_right_for_every_dtype_and_op
             promises::all_reduce_is_right_at_every_size_and_world
             promises::every_collective_moves_what_it_should
+            promises::every_algorithm_is_right_as_far_as_it_reaches
+            promises::buffers_that_are_registered_on_some_ranks_only_are_no_trouble
+            promises::registered_memory_serves_descendants_and_outlives_its_group
             promises::a_barrier_waits_for_everybody
             promises::ranks_that_disagree_get_mismatch_and_no_output
             promises::an_abort_reaches_every_waiting_rank_within_10_ms

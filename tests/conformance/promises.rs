@@ -9,25 +9,25 @@ use std::{
 };
 
 use tutti::{
-    communicator::Progress,
+    communicator::{Descriptor, Progress},
     config::{GroupOptions, Timeout},
-    dispatch::Format,
+    dispatch::{self, Format},
     dtype::{Collective, DType, OPS, Op, REDUCIBLE},
     error::{Result, Status},
     group::{Group, Request, batch},
 };
 
 use crate::{
-    harness::{Buffer, Random, call, descriptor, on_all_ranks, world},
+    harness::{Buffer, Memory, Random, Registered, call, descriptor, on_all_ranks, planned_world, world},
     oracle,
 };
 
 const PATIENT: i64 = 120_000;
 const MOVEMENT_ONLY: [DType; 3] = [DType::Bool, DType::Int16, DType::Bytes];
 
-/// Where the library changes its ways: inline slots end at 16 KiB, chunks at 32 KiB (shm) and 64 KiB (sockets), pages
-/// at 4 KiB.
-const EDGES: [usize; 6] = [4096, 16 * 1024, 32 * 1024, 64 * 1024, 128 * 1024, 5 * 32 * 1024];
+/// Where the library changes its ways: a header's line ends at 56 bytes, flagged lines at 2072, slots at 16 KiB, chunks at
+/// 32 KiB (shm) and 64 KiB (sockets), pages at 4 KiB; some processors stream from 512 bytes on, some from 1 KiB.
+const EDGES: [usize; 10] = [56, 112, 512, 2072, 4096, 16 * 1024, 32 * 1024, 64 * 1024, 128 * 1024, 5 * 32 * 1024];
 
 /// Contributions that are hard on a reduction: any bits at all, and every so often a value with a name.
 pub(crate) fn contribution(dtype: DType, count: usize, seed: u64, rank: u32) -> Vec<u8> {
@@ -62,14 +62,20 @@ fn named(dtype: DType, which: usize) -> u64 {
 }
 
 /// One all_reduce, checked against the oracle, for its bits on all ranks, and for what it must not touch.
-fn check_all_reduce(groups: &[Arc<Group>], dtype: DType, op: Op, count: usize, in_place: bool, misalignment: usize) {
+fn check_all_reduce(
+    groups: &[Arc<Group>],
+    memory: Memory,
+    (dtype, op, count): (DType, Op, usize),
+    in_place: bool,
+    misalignment: usize,
+) {
     let seed = (count * 31 + dtype as usize * 7 + op as usize + misalignment) as u64;
     let inputs: Vec<_> = groups.iter().map(|g| contribution(dtype, count, seed, g.rank())).collect();
     let expected = oracle::reduce(dtype, op, &inputs);
     let results = on_all_ranks(groups, |group| {
         let input = &inputs[group.rank() as usize];
-        let mut send = Buffer::new(input, misalignment);
-        let mut recv = Buffer::new(&vec![0x55; input.len()], (misalignment * 3) % 8);
+        let mut send = Buffer::within(memory, group.rank(), 0, input, misalignment);
+        let mut recv = Buffer::within(memory, group.rank(), 1, &vec![0x55; input.len()], (misalignment * 3) % 8);
         let to = if in_place { send.address() } else { recv.address() };
         let what = descriptor(Collective::AllReduce, dtype, op, 0, count);
         group.run(call(what, send.address(), to), Timeout::Default).unwrap();
@@ -92,7 +98,7 @@ pub(crate) fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
         for dtype in REDUCIBLE {
             for op in OPS {
                 for (count, in_place, misalignment) in [(0, false, 0), (1, true, 0), (37, false, 1), (61, true, 3)] {
-                    check_all_reduce(&groups, dtype, op, count, in_place, misalignment);
+                    check_all_reduce(&groups, Memory::Private, (dtype, op, count), in_place, misalignment);
                 }
             }
         }
@@ -108,7 +114,8 @@ pub(crate) fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
             let dtype = REDUCIBLE[random.below(REDUCIBLE.len())];
             let op = OPS[random.below(OPS.len())];
             let count = bytes.div_ceil(dtype.size());
-            check_all_reduce(&groups, dtype, op, count, random.below(2) == 0, random.below(8));
+            let call = (dtype, op, count);
+            check_all_reduce(&groups, Memory::Private, call, random.below(2) == 0, random.below(8));
         }
     }
 }
@@ -116,37 +123,129 @@ pub(crate) fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
 pub(crate) fn every_collective_moves_what_it_should(communicator: &str) {
     for size in [1, 2, 3, 4, 7, 8] {
         let groups = world(communicator, size, PATIENT);
-        let mut random = Random(u64::from(size));
-        for bytes in [0, 1, 63, 4096, 16 * 1024, 16 * 1024 + 8, 3 * 32 * 1024 + 40] {
-            for collective in [
-                Collective::AllGather,
-                Collective::Broadcast,
-                Collective::ReduceScatter,
-                Collective::Reduce,
-                Collective::Gather,
-                Collective::Scatter,
-                Collective::AllToAll,
-            ] {
-                let dtype = match collective.reduces() {
-                    true => REDUCIBLE[random.below(REDUCIBLE.len())],
-                    false => REDUCIBLE.into_iter().chain(MOVEMENT_ONLY).nth(random.below(15)).unwrap(),
-                };
-                let (op, root) = (OPS[random.below(OPS.len())], random.below(size as usize) as u32);
-                check_movement(&groups, collective, dtype, op, root, bytes / dtype.size(), random.below(2) == 0);
+        let bytes = [0, 1, 56, 63, 700, 2072, 4096, 16 * 1024, 16 * 1024 + 8, 3 * 32 * 1024 + 40];
+        move_everything(&groups, Memory::Private, &bytes);
+    }
+}
+
+/// Every collective but all_reduce, with contributions of about so many bytes.
+fn move_everything(groups: &[Arc<Group>], memory: Memory, bytes: &[usize]) {
+    let mut random = Random(groups.len() as u64);
+    for bytes in bytes {
+        for collective in [
+            Collective::AllGather,
+            Collective::Broadcast,
+            Collective::ReduceScatter,
+            Collective::Reduce,
+            Collective::Gather,
+            Collective::Scatter,
+            Collective::AllToAll,
+        ] {
+            let dtype = match collective.reduces() {
+                true => REDUCIBLE[random.below(REDUCIBLE.len())],
+                false => REDUCIBLE.into_iter().chain(MOVEMENT_ONLY).nth(random.below(15)).unwrap(),
+            };
+            let (op, root) = (OPS[random.below(OPS.len())], random.below(groups.len()) as u32);
+            let what = descriptor(collective, dtype, op, root, bytes / dtype.size());
+            check_movement(groups, memory, what, random.below(2) == 0);
+        }
+    }
+}
+
+/// Each way in which the communicator can serve a call, whatever the plan would choose it for.
+pub(crate) fn every_algorithm_is_right_as_far_as_it_reaches(communicator: &str) {
+    let algorithms = dispatch::algorithms(communicator);
+    assert!(!algorithms.is_empty());
+    for algorithm in algorithms {
+        // What needs registered memory takes the place of something that takes any memory and size.
+        let any = algorithms.iter().find(|other| other.most == u64::MAX && other.only.is_none()).unwrap();
+        let row = match algorithm.registered {
+            true => format!("* * {communicator}/{}+{}", any.name, algorithm.name),
+            false => format!("* * {communicator}/{}", algorithm.name),
+        };
+        for size in [1, 2, 3, 5, 8] {
+            let groups = planned_world(communicator, size, PATIENT, &row);
+            let registered = Registered::of(&groups);
+            let memory = if algorithm.registered { Memory::Registered(&registered) } else { Memory::Private };
+            let mut random = Random(u64::from(size).wrapping_mul(31) ^ algorithm.most);
+            let edges = EDGES.iter().flat_map(|edge| [edge - 1, *edge, edge + 1]);
+            for bytes in [0, 1, 7, 200].into_iter().chain(edges).filter(|bytes| *bytes as u64 <= algorithm.most) {
+                let (dtype, op) = (REDUCIBLE[random.below(REDUCIBLE.len())], OPS[random.below(OPS.len())]);
+                let call = (dtype, op, bytes / dtype.size());
+                let what = descriptor(Collective::AllReduce, dtype, op, 0, call.2);
+                let explained = groups[0].explain(&what, Format::Json).unwrap();
+                let key = if algorithm.registered { "registered" } else { "algorithm" };
+                assert!(explained.contains(&format!("\"{key}\":\"{}\"", algorithm.name)), "{explained}");
+                check_all_reduce(&groups, memory, call, random.below(2) == 0, random.below(8));
+            }
+            if algorithm.only.is_none() {
+                let most = (algorithm.most / u64::from(size)).min(100_000) as usize;
+                move_everything(&groups, memory, &[most, most / 3]);
             }
         }
     }
 }
 
-fn check_movement(
-    groups: &[Arc<Group>],
-    collective: Collective,
-    dtype: DType,
-    op: Op,
-    root: u32,
-    count: usize,
-    in_place: bool,
-) {
+/// Where only some buffers are registered, or in different regions, the call goes as one of any buffers.
+pub(crate) fn buffers_that_are_registered_on_some_ranks_only_are_no_trouble(communicator: &str) {
+    let groups = world(communicator, 3, PATIENT);
+    let (one, other) = (Registered::of(&groups), Registered::of(&groups));
+    let count = 50_000;
+    for case in 0..16_usize {
+        let inputs: Vec<_> = groups.iter().map(|g| contribution(DType::Int64, count, case as u64, g.rank())).collect();
+        let expected = oracle::reduce(DType::Int64, Op::Sum, &inputs);
+        on_all_ranks(&groups, |group| {
+            // Two bits of the case for each of two ranks: where its buffers lie; the last rank's are registered.
+            let rank = group.rank();
+            let memory = match (case >> (2 * rank)) & 3 {
+                0 => Memory::Registered(&one),
+                1 => Memory::Registered(&other),
+                _ => Memory::Private,
+            };
+            let result = if (case >> (2 * rank)) & 3 == 2 { Memory::Registered(&one) } else { memory };
+            let mut send = Buffer::within(memory, rank, 0, &inputs[rank as usize], 1);
+            let mut recv = Buffer::within(result, rank, 1, &vec![0; inputs[0].len()], 5);
+            let to = if case % 3 == 0 { send.address() } else { recv.address() };
+            let what = descriptor(Collective::AllReduce, DType::Int64, Op::Sum, 0, count);
+            group.run(call(what, send.address(), to), Timeout::Default).unwrap();
+            let result = if case % 3 == 0 { send.bytes() } else { recv.bytes() };
+            assert_eq!(result, expected, "case {case}, rank {rank}");
+            send.check_guards();
+            recv.check_guards();
+        });
+    }
+}
+
+/// Memory of a group serves the groups made from it, and outlives them all.
+pub(crate) fn registered_memory_serves_descendants_and_outlives_its_group(communicator: &str) {
+    let groups = world(communicator, 4, PATIENT);
+    let registered = Registered::of(&groups);
+    on_all_ranks(&groups, |group| {
+        let (give, take) = std::sync::mpsc::channel();
+        let color = (group.rank() % 2) as i32;
+        let deliver = move |group: Option<Arc<Group>>| drop(give.send(group));
+        group.split(color, 0, GroupOptions::default(), Box::new(deliver)).unwrap();
+        let half = take.recv().unwrap().unwrap();
+        let count = 40_000;
+        let mut data = Buffer::within(Memory::Registered(&registered), group.rank(), 0, &vec![1; count], 0);
+        let what = descriptor(Collective::AllReduce, DType::Uint8, Op::Sum, 0, count);
+        let address = data.address();
+        half.run(call(what, address, address), Timeout::Default).unwrap();
+        assert!(data.bytes().iter().all(|byte| *byte == 2));
+        let different = group.allocate(if group.rank() == 3 { 1 } else { 8192 }, Box::new(|_| panic!("given")));
+        assert_eq!(different.unwrap_err().status(), Status::Mismatch);
+        group.sync(Timeout::Default).unwrap();
+    });
+    groups.iter().for_each(|group| group.leave());
+    drop(groups);
+    for one in &registered {
+        Buffer::within(Memory::Registered(std::slice::from_ref(one)), 0, 0, b"still there", 0).check_guards();
+    }
+}
+
+fn check_movement(groups: &[Arc<Group>], memory: Memory, what: Descriptor, in_place: bool) {
+    let Descriptor { collective, dtype, op, root, count, .. } = what;
+    let count = count as usize;
     use Collective::*;
     let size = groups.len();
     let part = count * dtype.size();
@@ -171,8 +270,7 @@ fn check_movement(
     };
     on_all_ranks(groups, |group| {
         let rank = group.rank() as usize;
-        let what = descriptor(collective, dtype, op, root, count);
-        let mut send = Buffer::new(&inputs[rank], 1);
+        let mut send = Buffer::within(memory, group.rank(), 0, &inputs[rank], 1);
         let wanted = expected(rank);
         let length = wanted.as_ref().map_or(0, Vec::len);
         // The in-place form of each collective, where this rank has one.
@@ -185,7 +283,7 @@ fn check_movement(
         .map(|(length, at)| {
             let mut whole = vec![0x55; length];
             whole[at..at + part].copy_from_slice(&inputs[rank]);
-            (Buffer::new(&whole, 3), at)
+            (Buffer::within(memory, group.rank(), 1, &whole, 3), at)
         });
         let run = |send: *const u8, recv: *mut u8| group.run(call(what, send, recv), Timeout::Default).unwrap();
         let result = match (&mut recv, in_place, collective) {
@@ -208,7 +306,7 @@ fn check_movement(
                 send.bytes()[rank * part..(rank + 1) * part].to_vec()
             }
             _ => {
-                let mut recv = Buffer::new(&vec![0x55; length], 5);
+                let mut recv = Buffer::within(memory, group.rank(), 1, &vec![0x55; length], 5);
                 run(send.address(), recv.address());
                 recv.check_guards();
                 assert_eq!(send.bytes(), inputs[rank], "the input was changed");

@@ -93,6 +93,20 @@ void typed_pointers_name_their_dtype() {
         world.gather(&rank, from_all, 1, tutti::DType::int32, 0);
         world.scatter(from_all, &rooted, 1, tutti::DType::int32, 0);
         CHECK(rooted == rank);
+
+        const int next = (rank + 1) % size, before = (rank + 2) % size;
+        world.sendrecv(&rank, 1, next, &at_root, 1, before, tutti::DType::int32);
+        CHECK(at_root == before);
+        tutti::Request received =
+            world.start(tutti::Call::recv_from(from_all, 3, tutti::DType::int32, before, 4));
+        tutti::Request sent = world.start(tutti::Call::send_to(to_all, 2, tutti::DType::int32, next, 4));
+        received.wait();
+        sent.wait();
+        CHECK(received.received() == std::optional<std::size_t>(2) && from_all[1] == before);
+
+        const std::vector<std::size_t> counts = {1, 0, 2};
+        world.all_gather_v(to_all, from_all, counts, {}, tutti::DType::int32);
+        CHECK(from_all[0] == 0 && from_all[1] == 2 && from_all[2] == 2);
         world.barrier();
         world.sync();
         CHECK(world.check() == tutti::Status::success && world.error().empty() && !world.failure());
