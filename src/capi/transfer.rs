@@ -129,7 +129,7 @@ pub unsafe extern "C" fn tutti_transfer_bind(
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (a tensor without memory, memory that overlaps, a stream), and nothing
 /// has happened; TUTTI_INVALID_USAGE (forked process, an open batch, it goes on already, or another thread is inside a
-/// call of the group); TUTTI_UNSUPPORTED (no communicator of the group serves sends); or the group's failure.
+/// call of the group); or the group's failure.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_transfer_start(transfer: *mut tutti_transfer_t, stream: *mut c_void) -> tutti_status_t {
@@ -151,8 +151,9 @@ pub unsafe extern "C" fn tutti_transfer_start(transfer: *mut tutti_transfer_t, s
 ///
 /// Returns TUTTI_IN_PROGRESS; TUTTI_SUCCESS when all that this rank sends, receives and copies is over;
 /// TUTTI_MISMATCH if a rank's plan differs, which it names: then nothing has moved anywhere and the group lives on; the
-/// group's failure, as tutti_group_check: which targets are complete tells tutti_transfer_written;
-/// TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or it was not started).
+/// group's failure, as tutti_group_check: which targets are complete tells tutti_transfer_written; TUTTI_UNSUPPORTED (no
+/// communicator of the group serves sends); TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it was not
+/// started, or this thread has a batch open).
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_transfer_poll(

@@ -1,7 +1,6 @@
 //! Transfers carried out for real, by ranks of this process: hundreds of random ones, and what bound memory may be.
 //!
-//! One thread drives all ranks, in an order that dice decide; or every rank has a thread that waits. TRANSFER_CASES says
-//! how many random transfers of each kind, 120 if it does not.
+//! One thread drives all ranks, in an order that dice decide; or every rank has a thread that waits.
 
 use std::{
     sync::Arc,
@@ -25,9 +24,8 @@ use crate::{
 /// What no transfer here may take.
 const WATCHDOG: Duration = Duration::from_secs(60);
 
-fn cases() -> u64 {
-    std::env::var("TRANSFER_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(120)
-}
+/// Random transfers in every world.
+const CASES: u64 = 120;
 
 fn world(size: u32, communicators: &str) -> Vec<Arc<Group>> {
     let group = GroupOptions {
@@ -98,27 +96,27 @@ fn carry_out(size: u32, communicators: &str, first: u64, count: u64) {
 
 #[test]
 fn random_transfers_of_two_ranks_arrive() {
-    carry_out(2, "", 800_000, cases());
+    carry_out(2, "", 800_000, CASES);
 }
 
 #[test]
 fn random_transfers_of_three_ranks_arrive() {
-    carry_out(3, "", 810_000, cases());
+    carry_out(3, "", 810_000, CASES);
 }
 
 #[test]
 fn random_transfers_of_five_ranks_arrive() {
-    carry_out(5, "", 820_000, cases());
+    carry_out(5, "", 820_000, CASES);
 }
 
 #[test]
 fn random_transfers_of_eight_ranks_arrive() {
-    carry_out(8, "", 830_000, cases());
+    carry_out(8, "", 830_000, CASES);
 }
 
 #[test]
 fn random_transfers_over_sockets_arrive() {
-    carry_out(4, "=sockets", 840_000, cases() / 4);
+    carry_out(4, "=sockets", 840_000, CASES / 4);
 }
 
 /// Large enough that buckets are filled, split, sent from where they are, and overlap.

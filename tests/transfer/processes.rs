@@ -16,16 +16,14 @@ use crate::{
     stage::{Outcome, PATIENT, Rank, Stage, WAYS, ms, outcome},
 };
 
-/// Random transfers per world; TRANSFER_CASES asks for another number.
-fn cases() -> u64 {
-    std::env::var("TRANSFER_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(25)
-}
+/// Random transfers in every world.
+const CASES: u64 = 25;
 
 /// Every rank describes the same transfers, and carries out its part of each.
 fn random_transfers(rank: &Rank) {
     let group = rank.world();
     let first: u64 = 900_000 + 1000 * u64::from(rank.size);
-    for seed in first..first + cases() {
+    for seed in first..first + CASES * random::times() {
         let _seed = Seed(seed);
         let random = &mut Random::new(seed);
         let (items, options) = random::transfer_in(random, ANYTHING, rank.size);

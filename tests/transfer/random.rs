@@ -65,10 +65,16 @@ impl Drop for Seed {
     }
 }
 
-/// Runs `case` with `count` seeds from `first` on, or with the one that TRANSFER_SEED names.
+/// By how much there are more random cases than usual: TRANSFER_TIMES, or 1.
+pub(crate) fn times() -> u64 {
+    std::env::var("TRANSFER_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
+/// Runs `case` with `count` seeds from `first` on, times what TRANSFER_TIMES says, or with the one seed that
+/// TRANSFER_SEED names.
 pub(crate) fn seeds(first: u64, count: u64, case: impl Fn(&mut Random)) {
     let only = std::env::var("TRANSFER_SEED").ok().and_then(|seed| seed.parse().ok());
-    let range = only.map_or(first..first + count, |seed| seed..seed + 1);
+    let range = only.map_or(first..first + count * times(), |seed| seed..seed + 1);
     for seed in range {
         let _seed = Seed(seed);
         case(&mut Random::new(seed));

@@ -31,7 +31,7 @@ use crate::{
     config::Timeout,
     dtype::{Collective, DType, Op},
     error::{Error, Failure, Result, Status},
-    group::{Group, Request},
+    group::{Group, Request, batch},
 };
 
 /// How long a waiting thread sleeps at most before it looks after every bucket in flight.
@@ -179,6 +179,11 @@ impl Transfer {
     /// A failure is the group's, or MISMATCH naming a rank whose plan differs: then nothing has moved on any rank, and
     /// the group lives on. It comes back from every later call.
     pub fn poll(&mut self) -> Result<Progress> {
+        if batch::is_open() && self.is_going_on() {
+            return Err(Error::usage(
+                "a transfer cannot go on while this thread has a batch open: end the batch first",
+            ));
+        }
         loop {
             match &mut self.state {
                 State::Idle => return Err(Error::usage("the transfer was not started")),

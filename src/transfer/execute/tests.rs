@@ -99,7 +99,7 @@ impl Wire for Link {
         self.network.borrow_mut().post(message)
     }
 
-    fn is_over(&mut self, ticket: &usize) -> Result<bool> {
+    fn is_over(&mut self, ticket: &mut usize) -> Result<bool> {
         Ok(self.network.borrow().messages[*ticket].over)
     }
 

@@ -303,8 +303,8 @@ impl<W: Wire> Walk<W> {
         let bucket = plan.bucket(self.flights[at].bucket).ok_or_else(|| Error::Internal("no such bucket".into()))?;
         let mut moved = false;
         let flight = &mut self.flights[at];
-        if let Some((ticket, begin, end)) = flight.to_pass_on.take() {
-            if self.wire.is_over(&ticket)? {
+        if let Some((mut ticket, begin, end)) = flight.to_pass_on.take() {
+            if self.wire.is_over(&mut ticket)? {
                 moved = true;
                 for target in bucket.targets.iter().filter(|target| **target != self.rank) {
                     // SAFETY: the block has come, and stays until the messages are over.
@@ -320,7 +320,7 @@ impl<W: Wire> Walk<W> {
         }
         let mut ticket = 0;
         while ticket < flight.tickets.len() {
-            if self.wire.is_over(&flight.tickets[ticket])? {
+            if self.wire.is_over(&mut flight.tickets[ticket])? {
                 flight.tickets.swap_remove(ticket);
                 moved = true;
             } else {
