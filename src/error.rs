@@ -158,6 +158,20 @@ impl Error {
         Error::Failed(Box::new(Failure { status, rank, collective: None, sequence: 0, text: text.to_string() }))
     }
 
+    /// The same error, which first says what it came over. The failure of a group tells its own story, alike on all ranks.
+    pub fn over(self, what: impl fmt::Display) -> Self {
+        let told = |text: String| format!("{what}: {text}");
+        match self {
+            Error::InvalidArgument(text) => Error::InvalidArgument(told(text)),
+            Error::InvalidUsage(text) => Error::InvalidUsage(told(text)),
+            Error::Unsupported(text) => Error::Unsupported(told(text)),
+            Error::OutOfMemory(text) => Error::OutOfMemory(told(text)),
+            Error::System { what: text, errno } => Error::System { what: told(text), errno },
+            Error::Failed(failure) => Error::Failed(failure),
+            Error::Internal(text) => Error::Internal(told(text)),
+        }
+    }
+
     /// What the C caller gets.
     pub fn status(&self) -> Status {
         match self {

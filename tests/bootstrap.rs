@@ -640,6 +640,42 @@ fn threads_that_take_one_rank_are_told_to_all() {
     assert!(errors.iter().all(|error| failure_of(error) == (Status::Mismatch, Some(1))), "{errors:?}");
 }
 
+#[test]
+fn threads_that_both_take_rank_0_are_told_to_all() {
+    let id = unique_id::create().unwrap();
+    let begin = Instant::now();
+    let errors = on_threads([0, 0, 1], |rank| bootstrap::join(&with_id(&id, 4, rank)).unwrap_err());
+    assert!(errors.iter().all(|error| failure_of(error) == (Status::Mismatch, Some(0))), "{errors:?}");
+    let text = errors[0].to_string();
+    assert!(
+        text.starts_with("two ranks say they are rank 0: process ") && text.ends_with("another thread of it"),
+        "{text}"
+    );
+    assert!(begin.elapsed() < Duration::from_secs(10), "told, not timed out: {:?}", begin.elapsed());
+}
+
+#[test]
+fn a_rank_0_that_did_not_make_the_id_is_named_to_all() {
+    for address in [None, Some("127.0.0.1:0")] {
+        let rank = |rank, id: &str| {
+            let rank = Environment::default().set("TEST_ID", id).set("RANK", rank).set("WORLD_SIZE", 3);
+            address.into_iter().fold(rank, |rank, address| rank.set("TUTTI_ADDR", address))
+        };
+        let mut maker = rank(0, "make").start();
+        let id = maker.await_log("the id is ");
+        let id = id.split_whitespace().last().unwrap().to_owned();
+        let other = rank(1, &id).start();
+        maker.await_log("rank 1 of 3 has arrived");
+        let stranger = rank(0, &id).start();
+        for outcome in outcome_of_all(vec![maker, other, stranger]) {
+            let (status, text, after) = outcome.error();
+            assert_eq!(status, "Mismatch", "{text}");
+            assert!(text.starts_with("two ranks say they are rank 0: process "), "{text}");
+            assert!(after < Duration::from_secs(10), "told, not timed out: {after:?}");
+        }
+    }
+}
+
 // ------------------------------------------------------------------------------------------------ several hosts
 
 /// A port that was free a moment ago.

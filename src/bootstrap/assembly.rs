@@ -163,11 +163,11 @@ impl<'a> Assembly<'a> {
             None => None,
         };
         if let Some(first) = taken_by {
-            let text = format!(
-                "two ranks say they are rank {rank}: {} and {}",
-                show_process(first),
-                show_process(&guest.facts)
-            );
+            let others = match first.process == guest.facts.process {
+                true => "another thread of it".to_owned(),
+                false => show_process(&guest.facts),
+            };
+            let text = format!("two ranks say they are rank {rank}: {} and {others}", show_process(first));
             self.owed.push(guest.channel);
             self.surplus += 1;
             return Err(Error::failed(Status::Mismatch, Some(rank), text));

@@ -24,6 +24,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_m
 /// How much longer than its own deadline a joiner waits for rank 0 to say whom everybody missed.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// See [`soon`].
+const RIVAL: Duration = Duration::from_secs(3);
+
 /// Why rank 0 cannot be spoken to.
 pub(super) enum Refusal {
     /// It may come yet.
@@ -160,9 +163,15 @@ async fn greet(
     }
 }
 
+/// How long a second rank 0 that cannot become the first waits for that one's verdict. It is rarely needed: either
+/// rank 0 is there and answers at once, or nobody is.
+pub(super) fn soon() -> Option<Instant> {
+    Instant::now().checked_add(RIVAL)
+}
+
 /// Speaks, as a second rank 0, to the process that holds the name of the world. It will tell all ranks that there are
 /// two; `None` if it goes away instead.
-pub(super) async fn challenge(plan: &Plan, rival: &Channel) -> Option<Error> {
+pub(super) async fn challenge_rival(plan: &Plan, rival: &Channel) -> Option<Error> {
     match greet(plan, rival, Contact::NONE, None).await {
         Ok(Some(verdict)) => Some(verdict),
         Ok(None) => match rival.receive().await {

@@ -27,10 +27,10 @@ use super::{
     channel::{Broken, Channel, Listener, connect_tcp, connect_unix, credentials},
     deal::{Gift, Misdeal, Seat, deal, own_pidfd, take},
     door::{Check, Door, Visitor},
-    entry::{Entry, Refusal, lost},
+    entry::{Entry, Refusal, challenge_rival, lost, soon},
     mesh::{Link, Mesh, Peer},
     plan::{Name, Plan, name_ranks, random, random_uid},
-    tasks::{Crowd, First, block_on, both, race, sleep, until},
+    tasks::{Boxed, Crowd, First, block_on, both, race, sleep, until},
     wire::{Contact, Message},
 };
 use crate::{
@@ -107,13 +107,19 @@ pub(super) struct Route {
 }
 
 /// Meets the other ranks of a world at the address of rank 0.
+#[inline(never)]
 pub(super) fn join(plan: &Plan, route: Route) -> Result<Mesh> {
-    block_on(async {
-        match plan.rank {
-            0 => lead(plan, route).await,
-            _ => follow(plan, route).await,
-        }
+    block_on(match plan.rank {
+        0 => lead(plan, route),
+        _ => follow(plan, route),
     })
+}
+
+/// As [`super::local::challenge`].
+#[inline(never)]
+pub(super) fn challenge(plan: &Plan, route: &Route) -> Option<Error> {
+    let challenge: Boxed<_> = Box::pin(async { challenge_rival(plan, &knock(route).await.ok()?.0).await });
+    block_on(until(soon(), challenge)).flatten()
 }
 
 /// Listens where the address says, which must be on this host.
@@ -140,31 +146,34 @@ pub(super) fn listen(address: &Address) -> Result<Listener> {
 
 // ------------------------------------------------------------------------------------------------------- rank 0
 
-async fn lead(plan: &Plan, route: Route) -> Result<Mesh> {
-    let listener = match route.held {
-        Some(listener) => listener,
-        None => listen_patiently(plan, &route.address).await?,
-    };
-    let mut door = Door::new(listener, Check::Trust(route.trust.clone()), plan.size);
-    let mut assembly = Assembly::new(plan, true);
-    match assemble(&mut assembly, &mut door, &route.trust).await {
-        Ok((uid, mut near)) => {
-            let mut peers = vec![Peer { facts: plan.facts.clone(), link: None, pidfd: None }];
-            for (rank, guest) in assembly.guests {
-                let (link, pidfd) = match near.remove(&rank) {
-                    Some(neighbour) => (Link::Local(neighbour.channel.into_socket()?), neighbour.pidfd),
-                    None => (Link::Remote(guest.channel.into_socket()?), None),
-                };
-                let pidfd = pidfd.filter(|_| guest.facts.process != plan.facts.process);
-                peers.push(Peer { facts: guest.facts, link: Some(link), pidfd });
+#[inline(never)]
+fn lead(plan: &Plan, route: Route) -> Boxed<'_, Result<Mesh>> {
+    Box::pin(async move {
+        let listener = match route.held {
+            Some(listener) => listener,
+            None => listen_patiently(plan, &route.address).await?,
+        };
+        let mut door = Door::new(listener, Check::Trust(route.trust.clone()), plan.size);
+        let mut assembly = Assembly::new(plan, true);
+        match assemble(&mut assembly, &mut door, &route.trust).await {
+            Ok((uid, mut near)) => {
+                let mut peers = vec![Peer { facts: plan.facts.clone(), link: None, pidfd: None }];
+                for (rank, guest) in assembly.guests {
+                    let (link, pidfd) = match near.remove(&rank) {
+                        Some(neighbour) => (Link::Local(neighbour.channel.into_socket()?), neighbour.pidfd),
+                        None => (Link::Remote(guest.channel.into_socket()?), None),
+                    };
+                    let pidfd = pidfd.filter(|_| guest.facts.process != plan.facts.process);
+                    peers.push(Peer { facts: guest.facts, link: Some(link), pidfd });
+                }
+                Ok(Mesh { rank: 0, uid, peers })
             }
-            Ok(Mesh { rank: 0, uid, peers })
+            Err(error) => {
+                assembly.dismiss(&mut door, &error).await;
+                Err(error)
+            }
         }
-        Err(error) => {
-            assembly.dismiss(&mut door, &error).await;
-            Err(error)
-        }
-    }
+    })
 }
 
 /// Listens as soon as the address is free.
@@ -184,45 +193,49 @@ async fn listen_patiently(plan: &Plan, address: &Address) -> Result<Listener> {
 }
 
 /// Rank 0's part, until all ranks have what they need: the world's number, and the other ranks of its host.
-async fn assemble(
-    assembly: &mut Assembly<'_>,
-    door: &mut Door,
-    trust: &Trust,
-) -> Result<(u64, BTreeMap<u32, Neighbour>)> {
-    let plan = assembly.plan;
-    let pidfd = own_pidfd();
-    let (near_socket, name) = near_listener()?;
-    assembly.gather(door).await?;
-    show_reachable_addresses(assembly);
-    let (uid, nonce) = (random_uid()?, random()?);
-    let contact = Contact { name, ..Contact::NONE };
-    assembly.introduce(contact, uid, nonce).await?;
-    let trust = trust.of_world(&nonce);
+#[inline(never)]
+fn assemble<'a>(
+    assembly: &'a mut Assembly<'_>,
+    door: &'a mut Door,
+    trust: &'a Trust,
+) -> Boxed<'a, Result<(u64, BTreeMap<u32, Neighbour>)>> {
+    Box::pin(async move {
+        let plan = assembly.plan;
+        let pidfd = own_pidfd();
+        let (near_socket, name) = near_listener()?;
+        assembly.gather(door).await?;
+        show_reachable_addresses(assembly);
+        let (uid, nonce) = (random_uid()?, random()?);
+        let contact = Contact { name, ..Contact::NONE };
+        assembly.introduce(contact, uid, nonce).await?;
+        let trust = trust.of_world(&nonce);
 
-    let mut members = vec![(contact, plan.facts.clone())];
-    members.extend(assembly.guests.values().map(|guest| (guest.contact, guest.facts.clone())));
-    let mut near = Near::new(plan, near_socket, &trust, &members);
-    let reported = assembly.hear_all(|from, message| match message {
-        Message::Led { rank, leader } if rank == from && leader <= rank => Some(leader),
-        _ => None,
-    });
-    let mut leaders = match race(reported, near.serve()).await {
-        First::Left(reported) => reported?,
-        First::Right(error) => return Err(error),
-    };
-    leaders.insert(0, 0);
-    if let Some((&rank, &leader)) = leaders.iter().find(|(_, leader)| leaders.get(leader) != Some(leader)) {
-        let text = format!("rank {rank} says rank {leader} is the lowest rank on its host, but that is led by another");
-        return Err(Error::failed(Status::SystemError, Some(rank), text));
-    }
-    assembly
-        .tell_all(&leaders.iter().map(|(&rank, &leader)| Message::Led { rank, leader }).collect::<Vec<_>>())
-        .await?;
+        let mut members = vec![(contact, plan.facts.clone())];
+        members.extend(assembly.guests.values().map(|guest| (guest.contact, guest.facts.clone())));
+        let mut near = Near::new(plan, near_socket, &trust, &members);
+        let reported = assembly.hear_all(|from, message| match message {
+            Message::Led { rank, leader } if rank == from && leader <= rank => Some(leader),
+            _ => None,
+        });
+        let mut leaders = match race(reported, near.serve()).await {
+            First::Left(reported) => reported?,
+            First::Right(error) => return Err(error),
+        };
+        leaders.insert(0, 0);
+        if let Some((&rank, &leader)) = leaders.iter().find(|(_, leader)| leaders.get(leader) != Some(leader)) {
+            let text =
+                format!("rank {rank} says rank {leader} is the lowest rank on its host, but that is led by another");
+            return Err(Error::failed(Status::SystemError, Some(rank), text));
+        }
+        assembly
+            .tell_all(&leaders.iter().map(|(&rank, &leader)| Message::Led { rank, leader }).collect::<Vec<_>>())
+            .await?;
 
-    let near = near.led(&leaders)?;
-    deal_to(plan, &near, pidfd.as_ref()).await?;
-    assembly.finish().await?;
-    Ok((uid, near))
+        let near = near.led(&leaders)?;
+        deal_to(plan, &near, pidfd.as_ref()).await?;
+        assembly.finish().await?;
+        Ok((uid, near))
+    })
 }
 
 /// Ranks that reached rank 0 by the loopback interface listen on all others, but can only name the loopback address. To
@@ -239,58 +252,64 @@ fn show_reachable_addresses(assembly: &mut Assembly<'_>) {
 
 // ------------------------------------------------------------------------------------------------- the other ranks
 
-async fn follow(plan: &Plan, route: Route) -> Result<Mesh> {
-    let (near_socket, name) = near_listener()?;
-    let pidfd = own_pidfd();
-    let mut far_socket = None;
-    let entry = Entry::open(plan, None, async || {
-        let (channel, own) = knock(&route).await?;
-        // The next attempt may find rank 0 by another interface.
-        let listener = Listener::tcp(SocketAddr::new(own, 0)).map_err(|errno| {
-            Refusal::Never(Error::system(format_args!("rank {} cannot listen on {own}", plan.rank), errno))
-        })?;
-        let port =
-            listener.address().map_err(|errno| Refusal::Later(format!("; {}", std::io::Error::from(errno))))?.port();
-        let reached_by = channel.local_address().map_or(own, |address| address.ip());
-        far_socket = Some(listener);
-        Ok((channel, Contact { address: SocketAddr::new(reached_by, port), name }))
-    })
-    .await?;
-    let outcome = async {
-        let far_socket = far_socket.ok_or_else(|| Error::Internal("a rank has joined without a listener".into()))?;
-        let roster = entry.roster().await?;
-        let trust = route.trust.of_world(&roster.nonce);
-        let near = Near::new(plan, near_socket, &trust, &roster.members);
-        let (leaders, near, leader) = settle(&entry, near, pidfd.as_ref()).await?;
-        let links = async {
-            let far = far_links(plan, &trust, far_socket, &roster.members, &leaders);
-            both(far, near_links(plan, &leaders, near, leader, pidfd.as_ref())).await
-        };
-        let (far, near) = unless_told(&entry, links).await?;
-        entry.finish().await?;
-        Ok((roster, far, near))
-    }
-    .await;
-    let (roster, mut far, mut near) = match outcome {
-        Ok(met) => met,
-        Err(error) => {
-            entry.give_up(&error).await;
-            return Err(error);
+#[inline(never)]
+fn follow(plan: &Plan, route: Route) -> Boxed<'_, Result<Mesh>> {
+    Box::pin(async move {
+        let (near_socket, name) = near_listener()?;
+        let pidfd = own_pidfd();
+        let mut far_socket = None;
+        let entry = Entry::open(plan, None, async || {
+            let (channel, own) = knock(&route).await?;
+            // The next attempt may find rank 0 by another interface.
+            let listener = Listener::tcp(SocketAddr::new(own, 0)).map_err(|errno| {
+                Refusal::Never(Error::system(format_args!("rank {} cannot listen on {own}", plan.rank), errno))
+            })?;
+            let port = listener
+                .address()
+                .map_err(|errno| Refusal::Later(format!("; {}", std::io::Error::from(errno))))?
+                .port();
+            let reached_by = channel.local_address().map_or(own, |address| address.ip());
+            far_socket = Some(listener);
+            Ok((channel, Contact { address: SocketAddr::new(reached_by, port), name }))
+        })
+        .await?;
+        let outcome = async {
+            let far_socket =
+                far_socket.ok_or_else(|| Error::Internal("a rank has joined without a listener".into()))?;
+            let roster = entry.roster().await?;
+            let trust = route.trust.of_world(&roster.nonce);
+            let near = Near::new(plan, near_socket, &trust, &roster.members);
+            let (leaders, near, leader) = settle(&entry, near, pidfd.as_ref()).await?;
+            let links = async {
+                let far = far_links(plan, &trust, far_socket, &roster.members, &leaders);
+                both(far, near_links(plan, &leaders, near, leader, pidfd.as_ref())).await
+            };
+            let (far, near) = unless_told(&entry, links).await?;
+            entry.finish().await?;
+            Ok((roster, far, near))
         }
-    };
-    let mut to_rank_0 = Some(entry.channel);
-    let mut peers = Vec::new();
-    for (rank, (_, facts)) in (0u32..).zip(roster.members) {
-        let gift = near.remove(&rank).unwrap_or_default();
-        let far = far.remove(&rank).or_else(|| to_rank_0.take_if(|_| rank == 0 && gift.link.is_none()));
-        let link = match (gift.link, far) {
-            (Some(socket), _) => Some(Link::Local(socket)),
-            (None, Some(channel)) => Some(Link::Remote(channel.into_socket()?)),
-            (None, None) => None,
+        .await;
+        let (roster, mut far, mut near) = match outcome {
+            Ok(met) => met,
+            Err(error) => {
+                entry.give_up(&error).await;
+                return Err(error);
+            }
         };
-        peers.push(Peer { facts, link, pidfd: gift.pidfd });
-    }
-    Ok(Mesh { rank: plan.rank, uid: roster.uid, peers })
+        let mut to_rank_0 = Some(entry.channel);
+        let mut peers = Vec::new();
+        for (rank, (_, facts)) in (0u32..).zip(roster.members) {
+            let gift = near.remove(&rank).unwrap_or_default();
+            let far = far.remove(&rank).or_else(|| to_rank_0.take_if(|_| rank == 0 && gift.link.is_none()));
+            let link = match (gift.link, far) {
+                (Some(socket), _) => Some(Link::Local(socket)),
+                (None, Some(channel)) => Some(Link::Remote(channel.into_socket()?)),
+                (None, None) => None,
+            };
+            peers.push(Peer { facts, link, pidfd: gift.pidfd });
+        }
+        Ok(Mesh { rank: plan.rank, uid: roster.uid, peers })
+    })
 }
 
 /// Connects to rank 0 and proves who this is; also the address to listen on for other ranks.

@@ -16,10 +16,10 @@ use super::{
     channel::{Broken, Channel, Listener, connect_unix, credentials, pair},
     deal::{Misdeal, Seat, deal, own_pidfd, take},
     door::{Check, Door},
-    entry::{Entry, Refusal, challenge, lost},
+    entry::{Entry, Refusal, challenge_rival, lost, soon},
     mesh::{Link, Mesh, Peer},
     plan::{Plan, random_uid},
-    tasks::{block_on, sleep, until},
+    tasks::{Boxed, block_on, sleep, until},
     wire::Contact,
 };
 use crate::{
@@ -60,68 +60,80 @@ fn set_link(ranks: &mut [Mesh], rank: usize, peer: usize, socket: OwnedFd) {
 }
 
 /// Meets the other ranks of a world on this host. `held` is rank 0's listener, where it was bound before.
+#[inline(never)]
 pub(super) fn join(plan: &Plan, held: Option<Listener>) -> Result<Mesh> {
-    block_on(async {
-        match plan.rank {
-            0 => lead(plan, held).await,
-            _ => follow(plan).await,
+    block_on(match plan.rank {
+        0 => lead(plan, held),
+        _ => follow(plan),
+    })
+}
+
+/// Says to the rank 0 of a world that this is a second one, if there is one to hear it: what it then tells all ranks.
+#[inline(never)]
+pub(super) fn challenge(plan: &Plan) -> Option<Error> {
+    let challenge: Boxed<_> = Box::pin(async { challenge_rival(plan, &knock(plan).ok()?).await });
+    block_on(until(soon(), challenge)).flatten()
+}
+
+#[inline(never)]
+fn lead(plan: &Plan, held: Option<Listener>) -> Boxed<'_, Result<Mesh>> {
+    Box::pin(async move {
+        let listener = match held {
+            Some(listener) => listener,
+            None => bind(plan).await?,
+        };
+        let mut door = Door::new(listener, Check::SameUser, plan.size);
+        let mut assembly = Assembly::new(plan, false);
+        match assemble(&mut assembly, &mut door).await {
+            Ok(uid) => {
+                let mut peers = vec![Peer { facts: plan.facts.clone(), link: None, pidfd: None }];
+                for guest in assembly.guests.into_values() {
+                    let link = Some(Link::Local(guest.channel.into_socket()?));
+                    let pidfd = guest.pidfd.filter(|_| guest.facts.process != plan.facts.process);
+                    peers.push(Peer { facts: guest.facts, link, pidfd });
+                }
+                Ok(Mesh { rank: 0, uid, peers })
+            }
+            Err(error) => {
+                assembly.dismiss(&mut door, &error).await;
+                Err(error)
+            }
         }
     })
 }
 
-async fn lead(plan: &Plan, held: Option<Listener>) -> Result<Mesh> {
-    let listener = match held {
-        Some(listener) => listener,
-        None => bind(plan).await?,
-    };
-    let mut door = Door::new(listener, Check::SameUser, plan.size);
-    let mut assembly = Assembly::new(plan, false);
-    match assemble(&mut assembly, &mut door).await {
-        Ok(uid) => {
-            let mut peers = vec![Peer { facts: plan.facts.clone(), link: None, pidfd: None }];
-            for guest in assembly.guests.into_values() {
-                let link = Some(Link::Local(guest.channel.into_socket()?));
-                let pidfd = guest.pidfd.filter(|_| guest.facts.process != plan.facts.process);
-                peers.push(Peer { facts: guest.facts, link, pidfd });
-            }
-            Ok(Mesh { rank: 0, uid, peers })
-        }
-        Err(error) => {
-            assembly.dismiss(&mut door, &error).await;
-            Err(error)
-        }
-    }
-}
-
 /// Rank 0's part, from the first arrival until all ranks have what they need; the world's number.
-async fn assemble(assembly: &mut Assembly<'_>, door: &mut Door) -> Result<u64> {
-    assembly.gather(door).await?;
-    let uid = random_uid()?;
-    assembly.introduce(Contact::NONE, uid, [0; 32]).await?;
-    let own = own_pidfd();
-    let mut seats = vec![Seat {
-        rank: 0,
-        process: assembly.plan.facts.process,
-        pidfd: own.as_ref().map(AsFd::as_fd),
-        channel: None,
-    }];
-    seats.extend(assembly.guests.iter().map(|(&rank, guest)| Seat {
-        rank,
-        process: guest.facts.process,
-        pidfd: guest.pidfd.as_ref().map(AsFd::as_fd),
-        channel: Some(&guest.channel),
-    }));
-    match until(assembly.patience.deadline, deal(&seats)).await {
-        Some(Ok(())) => {}
-        Some(Err(Misdeal::Rank(rank, broken))) => return Err(assembly.lost(rank, broken).await),
-        Some(Err(Misdeal::Own(error))) => return Err(error),
-        None => {
-            let text = format!("all ranks arrived but could not be connected {}", assembly.patience.within());
-            return Err(Error::failed(Status::Timeout, None, text));
+#[inline(never)]
+fn assemble<'a>(assembly: &'a mut Assembly<'_>, door: &'a mut Door) -> Boxed<'a, Result<u64>> {
+    Box::pin(async move {
+        assembly.gather(door).await?;
+        let uid = random_uid()?;
+        assembly.introduce(Contact::NONE, uid, [0; 32]).await?;
+        let own = own_pidfd();
+        let mut seats = vec![Seat {
+            rank: 0,
+            process: assembly.plan.facts.process,
+            pidfd: own.as_ref().map(AsFd::as_fd),
+            channel: None,
+        }];
+        seats.extend(assembly.guests.iter().map(|(&rank, guest)| Seat {
+            rank,
+            process: guest.facts.process,
+            pidfd: guest.pidfd.as_ref().map(AsFd::as_fd),
+            channel: Some(&guest.channel),
+        }));
+        match until(assembly.patience.deadline, deal(&seats)).await {
+            Some(Ok(())) => {}
+            Some(Err(Misdeal::Rank(rank, broken))) => return Err(assembly.lost(rank, broken).await),
+            Some(Err(Misdeal::Own(error))) => return Err(error),
+            None => {
+                let text = format!("all ranks arrived but could not be connected {}", assembly.patience.within());
+                return Err(Error::failed(Status::Timeout, None, text));
+            }
         }
-    }
-    assembly.finish().await?;
-    Ok(uid)
+        assembly.finish().await?;
+        Ok(uid)
+    })
 }
 
 /// Binds the name of the world. Whoever holds it already is another user, which is an error at once, or another process
@@ -136,7 +148,7 @@ async fn bind(plan: &Plan) -> Result<Listener> {
             }
             match knock(plan) {
                 Ok(rival) => {
-                    if let Some(verdict) = challenge(plan, &rival).await {
+                    if let Some(verdict) = challenge_rival(plan, &rival).await {
                         return Err(verdict);
                     }
                 }
@@ -153,38 +165,41 @@ async fn bind(plan: &Plan) -> Result<Listener> {
     })
 }
 
-async fn follow(plan: &Plan) -> Result<Mesh> {
-    let pidfd = own_pidfd();
-    let entry = Entry::open(plan, pidfd.as_ref(), async || Ok((knock(plan)?, Contact::NONE))).await?;
-    let outcome = async {
-        let roster = entry.roster().await?;
-        let mut gifts = BTreeMap::new();
-        for _ in 1..plan.size {
-            let (message, descriptors) = entry.hear().await?;
-            take(&mut gifts, (plan.rank, 0), &message, descriptors).ok_or_else(|| lost(0, Broken::Garbled))?;
+#[inline(never)]
+fn follow(plan: &Plan) -> Boxed<'_, Result<Mesh>> {
+    Box::pin(async move {
+        let pidfd = own_pidfd();
+        let entry = Entry::open(plan, pidfd.as_ref(), async || Ok((knock(plan)?, Contact::NONE))).await?;
+        let outcome = async {
+            let roster = entry.roster().await?;
+            let mut gifts = BTreeMap::new();
+            for _ in 1..plan.size {
+                let (message, descriptors) = entry.hear().await?;
+                take(&mut gifts, (plan.rank, 0), &message, descriptors).ok_or_else(|| lost(0, Broken::Garbled))?;
+            }
+            entry.finish().await?;
+            Ok((roster, gifts))
         }
-        entry.finish().await?;
-        Ok((roster, gifts))
-    }
-    .await;
-    let (roster, mut gifts) = match outcome {
-        Ok(met) => met,
-        Err(error) => {
-            entry.give_up(&error).await;
-            return Err(error);
-        }
-    };
-    let mut peers = Vec::new();
-    let mut to_leader = Some(entry.channel);
-    for (rank, (_, facts)) in (0u32..).zip(roster.members) {
-        let gift = gifts.remove(&rank).unwrap_or_default();
-        let link = match to_leader.take_if(|_| rank == 0) {
-            Some(channel) => Some(channel.into_socket()?),
-            None => gift.link,
+        .await;
+        let (roster, mut gifts) = match outcome {
+            Ok(met) => met,
+            Err(error) => {
+                entry.give_up(&error).await;
+                return Err(error);
+            }
         };
-        peers.push(Peer { facts, link: link.map(Link::Local), pidfd: gift.pidfd });
-    }
-    Ok(Mesh { rank: plan.rank, uid: roster.uid, peers })
+        let mut peers = Vec::new();
+        let mut to_leader = Some(entry.channel);
+        for (rank, (_, facts)) in (0u32..).zip(roster.members) {
+            let gift = gifts.remove(&rank).unwrap_or_default();
+            let link = match to_leader.take_if(|_| rank == 0) {
+                Some(channel) => Some(channel.into_socket()?),
+                None => gift.link,
+            };
+            peers.push(Peer { facts, link: link.map(Link::Local), pidfd: gift.pidfd });
+        }
+        Ok(Mesh { rank: plan.rank, uid: roster.uid, peers })
+    })
 }
 
 /// Connects to whoever holds the name, which must be this user.

@@ -62,7 +62,7 @@ use self::{
     environment::{Place, Turn},
     hosts::{Address, Route},
     plan::{NEEDS_ADDRESS, Name, Patience, Plan, random_uid, short_digest},
-    unique_id::UniqueId,
+    unique_id::{Claim, UniqueId},
     wire::MAX_RANKS,
 };
 use crate::{
@@ -77,7 +77,13 @@ const SHORT_SECRET: usize = 16;
 /// Brings this rank into its world and returns when all ranks are in it, within the timeout of the group's options.
 ///
 /// Any thread may call this, several at once too, each for its own rank. All ranks succeed or all fail; the error
-/// names the ranks that are missing, doubled or different. Nothing stays open after an error.
+/// names the ranks that are missing, doubled or different. Nothing stays open after an error. While it waits it also
+/// goes on with `work`, which says whether anything is left of it.
+pub fn join_while(options: &WorldOptions, work: fn() -> bool) -> Result<Mesh> {
+    tasks::meanwhile(work, || join(options))
+}
+
+/// [`join_while`] without other work.
 pub fn join(options: &WorldOptions) -> Result<Mesh> {
     let patience = Patience::begin(options.group.timeout);
     let place = environment::place(&variable, options.size_and_rank)?;
@@ -161,30 +167,39 @@ fn maker_of(descriptor: i32) -> Option<u32> {
 
 /// A world that a unique id names; `address` is where to look for rank 0 instead of where the id says.
 fn by_id(id: &UniqueId, address: Option<Address>, place: Place, who: Who) -> Result<Mesh> {
-    let held = match place.rank {
-        0 => Some(unique_id::begin(id)?),
-        _ => {
-            unique_id::check_unused(id)?;
-            None
-        }
-    };
+    let (mut held, mut elsewhere) = (None, None);
+    match place.rank {
+        0 => match unique_id::begin(id)? {
+            Claim::Granted(in_use, sockets) => held = Some((in_use, sockets)),
+            Claim::Elsewhere(error) => elsewhere = Some(error),
+        },
+        _ => unique_id::check_unused(id)?,
+    }
     if place.size == 1 {
-        return alone(who);
+        return elsewhere.map_or_else(|| alone(who), Err);
     }
     let in_id = id.address.as_deref().map(|text| Address::parse("the address in the unique id", text)).transpose()?;
     let address = address.or(in_id);
     if address.is_none() && id.host != who.facts.host {
-        return Err(Error::usage(format_args!(
-            "the unique id was made on another host and holds no address: before it is made, {NEEDS_ADDRESS}"
-        )));
+        return Err(elsewhere.unwrap_or_else(|| {
+            Error::usage(format_args!(
+                "the unique id was made on another host and holds no address: before it is made, {NEEDS_ADDRESS}"
+            ))
+        }));
     }
     let plan = who.plan(&place, short_digest(&[b"unique id", id.secret()]), id.name());
     let (_in_use, sockets) = held.unzip();
+    let trust = Trust::Secret(Key::new(id.secret()));
+    if let Some(error) = elsewhere {
+        // The rank 0 that is there, if one is, would wait for the rank that this one should have been: it has to know.
+        let told = match address {
+            Some(address) => hosts::challenge(&plan, &Route { address, trust, held: None }),
+            None => local::challenge(&plan),
+        };
+        return Err(told.unwrap_or(error));
+    }
     match address {
-        Some(address) => {
-            let trust = Trust::Secret(Key::new(id.secret()));
-            hosts::join(&plan, Route { address, trust, held: sockets.and_then(|sockets| sockets.tcp) })
-        }
+        Some(address) => hosts::join(&plan, Route { address, trust, held: sockets.and_then(|sockets| sockets.tcp) }),
         None => local::join(&plan, sockets.map(|sockets| sockets.unix)),
     }
 }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What happens at the end of a group, for the models that are about something else.
-pub(crate) const LEAVING: &str = "self.seat(rank).left.store(";
+pub(crate) const LEAVING: &str = "self.left(rank).store(";
 
 /// The members of a group of ranks that share a board and can reach each other in no other way.
 pub(crate) fn members(size: u32) -> Vec<Arc<Members>> {

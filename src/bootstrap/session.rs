@@ -251,13 +251,18 @@ fn aborted(group: &Members) -> Option<Failure> {
     group.failure().filter(|failure| failure.status == Status::Aborted)
 }
 
-/// Runs a future of this crate to its end on this thread.
-pub fn block_on<T>(endpoint: &Endpoint, mut future: Pin<Box<dyn Future<Output = T> + Send>>) -> T {
+/// Runs a future of this crate to its end on this thread, which meanwhile goes on with `work`.
+pub fn block_on_while<T>(
+    endpoint: &Endpoint,
+    mut future: Pin<Box<dyn Future<Output = T> + Send>>,
+    work: fn() -> bool,
+) -> T {
     let mut context = Context::from_waker(Waker::noop());
     loop {
         if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
             return result;
         }
+        work();
         endpoint.wait(SLICE);
     }
 }

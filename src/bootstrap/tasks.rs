@@ -5,7 +5,7 @@
 //! task looks again, which is cheap for the few hundred sockets a world is made of. Nothing outlives `block_on`.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     future::{Future, poll_fn},
     pin::{Pin, pin},
@@ -23,6 +23,31 @@ thread_local! {
     /// What the tasks of this thread wait for, noted afresh each time they are polled.
     static AWAITED: RefCell<Awaited> = RefCell::default();
 }
+
+thread_local! {
+    /// See [`meanwhile`].
+    static MEANWHILE: Cell<Option<fn() -> bool>> = const { Cell::new(None) };
+}
+
+/// How long a thread sleeps at most that has something else to do: nothing wakes it for that.
+const SHORT_NAP: Duration = Duration::from_micros(200);
+
+/// Runs `body`, in which whatever waits with [`block_on`] also goes on with `work`, which says whether anything is
+/// left of it.
+pub(super) fn meanwhile<T>(work: fn() -> bool, body: impl FnOnce() -> T) -> T {
+    struct Outer(Option<fn() -> bool>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            MEANWHILE.set(self.0);
+        }
+    }
+    let _outer = Outer(MEANWHILE.replace(Some(work)));
+    body()
+}
+
+/// A task on the heap. The tasks of a rendezvous hold tens of kilobytes, nested as they are, and threads with small
+/// stacks make worlds too; whoever makes such a task is not inlined, since even the making takes its size of stack.
+pub(super) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 #[derive(Default)]
 struct Awaited {
@@ -44,12 +69,14 @@ pub(super) fn block_on<T>(task: impl Future<Output = T>) -> T {
             AWAITED.set(outer);
             return value;
         }
-        sleep_for(&awaited);
+        let busy = MEANWHILE.get().is_some_and(|work| work());
+        sleep_for(&awaited, if busy { SHORT_NAP } else { Duration::MAX });
     }
 }
 
-fn sleep_for(awaited: &Awaited) {
-    let timeout = awaited.wake_at.map(|at| at.saturating_duration_since(Instant::now()));
+fn sleep_for(awaited: &Awaited, at_most: Duration) {
+    let timeout = awaited.wake_at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+    let timeout = Some(timeout.min(at_most)).filter(|timeout| *timeout < Duration::MAX);
     // A failure (no memory, a signal) only means that the tasks look earlier than they need to.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     let mut sockets: Vec<_> = awaited.sockets.iter().map(|(socket, flags)| PollFd::new(&**socket, *flags)).collect();
@@ -218,6 +245,26 @@ mod tests {
         let start = Instant::now();
         let outcome = block_on(until(start.checked_add(Duration::from_millis(20)), std::future::pending::<()>()));
         assert!(outcome.is_none() && start.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_thread_that_waits_goes_on_with_its_other_work() {
+        thread_local!(static TURNS: Cell<u32> = const { Cell::new(0) });
+        let work = || {
+            TURNS.set(TURNS.get() + 1);
+            true
+        };
+        let forever = until(
+            Instant::now().checked_add(Duration::from_secs(30)),
+            poll_fn(|_| match TURNS.get() {
+                0..3 => Poll::Pending,
+                _ => Poll::Ready(()),
+            }),
+        );
+        assert_eq!(meanwhile(work, || block_on(forever)), Some(()));
+        let turns = TURNS.get();
+        block_on(sleep(Duration::from_millis(1)));
+        assert_eq!(TURNS.get(), turns, "only while the body runs");
     }
 
     #[test]

@@ -191,24 +191,36 @@ impl Drop for Use {
     }
 }
 
+/// What becomes of a rank's claim to be rank 0 of an id's world.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// It is; these are the sockets.
+    Granted(Use, Sockets),
+    /// The sockets are with another thread or process, which is rank 0 or may yet be. The error is for the case that
+    /// it says nothing.
+    Elsewhere(Error),
+}
+
 /// Rank 0 begins to use the id and gets its sockets.
-pub(super) fn begin(id: &UniqueId) -> Result<(Use, Sockets)> {
+pub(super) fn begin(id: &UniqueId) -> Result<Claim> {
     let fingerprint = id.fingerprint();
     let mut ids = IDS.lock().unwrap_or_else(PoisonError::into_inner);
     let ids = ids.get_or_insert_default();
     match ids.get(&fingerprint) {
         Some(State::Held { process, .. }) if *process == std::process::id() => {}
-        Some(State::Joining) => return Err(Error::usage("two threads join as rank 0 with one unique id")),
+        Some(State::Joining) => {
+            return Ok(Claim::Elsewhere(Error::usage("two threads join as rank 0 with one unique id")));
+        }
         Some(State::Used) => return Err(used()),
         // In a forked child the table is a copy, and the sockets in it are its parent's.
         Some(State::Held { .. }) | None => {
-            return Err(Error::usage(
+            return Ok(Claim::Elsewhere(Error::usage(
                 "rank 0 must be in the process that made the unique id, and this process did not",
-            ));
+            )));
         }
     }
     match ids.insert(fingerprint, State::Joining) {
-        Some(State::Held { sockets, .. }) => Ok((Use { fingerprint }, sockets)),
+        Some(State::Held { sockets, .. }) => Ok(Claim::Granted(Use { fingerprint }, sockets)),
         _ => Err(used()),
     }
 }
@@ -257,13 +269,15 @@ mod tests {
         let bytes = create_at(None).unwrap();
         let id = UniqueId::parse(&bytes).unwrap();
         let held = begin(&id).unwrap();
-        assert!(begin(&id).is_err());
+        assert!(matches!(held, Claim::Granted(..)));
+        assert!(matches!(begin(&id).unwrap(), Claim::Elsewhere(_)));
         check_unused(&id).unwrap();
         drop(held);
         assert!(begin(&id).unwrap_err().to_string().contains("used already"));
         assert!(check_unused(&id).is_err());
         let stranger = UniqueId { secret: [1; 16], host: 0, address: None };
-        assert!(begin(&stranger).unwrap_err().to_string().contains("process that made"));
+        let Claim::Elsewhere(error) = begin(&stranger).unwrap() else { panic!("a stranger's id was granted") };
+        assert!(error.to_string().contains("process that made"), "{error}");
         let secret: String = id.secret().iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(!String::from_utf8_lossy(id.name().as_bytes()).contains(&secret));
     }

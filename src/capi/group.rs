@@ -144,7 +144,8 @@ pub unsafe extern "C" fn tutti_group_name(
 }
 
 /// The group's first failure, if it has failed: also of requests nobody waited for, of work queued on a stream,
-/// and of what other ranks reported. Never waits; any thread may call it at any time, during a call too.
+/// and of what other ranks reported. While no work is unfinished it does not look whether the peers' processes live
+/// (tutti_group_alive does). Never waits; any thread may call it at any time, during a call too.
 ///
 /// Returns TUTTI_SUCCESS while the group lives; otherwise the failure, the same on every rank of a host:
 /// TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED, TUTTI_MISMATCH, TUTTI_COMMUNICATOR_ERROR, TUTTI_SYSTEM_ERROR,

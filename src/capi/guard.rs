@@ -25,7 +25,7 @@ pub(super) fn guard(name: &'static str, body: impl FnOnce() -> Result<()>) -> tu
 
 /// As [`guard`], for a call that may stand in a batch: its error cancels the batch that is open in this thread.
 pub(super) fn guard_batched(name: &'static str, body: impl FnOnce() -> Result<()>) -> tutti_status_t {
-    guard(name, || body().inspect_err(|error| batch::refuse(error.clone())))
+    guard(name, || body().inspect_err(|error| batch::refuse(name, error)))
 }
 
 /// Runs the body of the C function `name`, which says itself what to return.

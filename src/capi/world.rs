@@ -22,7 +22,8 @@ use crate::{
 ///
 /// options: how this rank finds the others; NULL: everything from the environment (the variables of torchrun,
 /// Open MPI, MPICH and Slurm). Collective: returns when every rank has called it, or fails on every rank that has.
-/// Several threads of one process may each call it, with the rank of each and one unique id in the options.
+/// Several threads of one process may each call it, with the rank of each and one unique id in the options. While it
+/// waits, it goes on with the requests that this thread has started.
 ///
 /// *world gets a handle that the caller must destroy with tutti_group_destroy; NULL on failure. Thread-safe.
 ///
@@ -110,7 +111,10 @@ fn refuse_in_batch() -> Result<()> {
 /// Makes the id of a new world, which one rank makes and hands to all others by any means.
 ///
 /// The process that makes it must hold rank 0: it listens for the others. The id contains a secret: whoever has it
-/// may join. id: `capacity` bytes of the caller's, of which TUTTI_UNIQUE_ID_BYTES are written. needed: gets
+/// may join. An id makes one world. Until that is made, or the process ends, the id keeps one descriptor open, and with
+/// TUTTI_ADDR two: make no more of them than worlds.
+///
+/// id: `capacity` bytes of the caller's, of which TUTTI_UNIQUE_ID_BYTES are written. needed: gets
 /// TUTTI_UNIQUE_ID_BYTES, or NULL. With id NULL and capacity 0 only `needed` is written and no id is made.
 /// Thread-safe.
 ///

@@ -282,7 +282,7 @@ impl<W: Wire> Desk<W> {
             return Ok(Accepted::Over(delivery));
         }
         let key = self.enter(letter);
-        match self.from_shelf(letter) {
+        match self.take_shelved(letter) {
             Some(shelved) => self.match_shelved(peer, key, &shelved)?,
             None => {
                 self.peers[peer as usize].waiting.push_back(key);
@@ -498,7 +498,7 @@ impl<W: Wire> Desk<W> {
     }
 
     /// Takes the oldest message for this receive off the shelf.
-    fn from_shelf(&mut self, letter: &Letter) -> Option<Shelved> {
+    fn take_shelved(&mut self, letter: &Letter) -> Option<Shelved> {
         let shelf = &mut self.peers[letter.peer() as usize].shelf;
         let at = shelf.iter().position(|shelved| shelved.envelope.tag == letter.tag())?;
         shelf.remove(at)

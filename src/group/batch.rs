@@ -4,7 +4,7 @@
 //! waits for all. A call that is refused cancels the batch: nothing of it begins. Batches nest like NCCL's groups:
 //! the outermost end counts.
 
-use std::{cell::RefCell, mem::ManuallyDrop, sync::Arc};
+use std::{cell::RefCell, fmt::Display, mem::ManuallyDrop, sync::Arc};
 
 use super::{Group, core::Work, wait};
 use crate::{
@@ -76,16 +76,17 @@ pub(super) fn push(group: &Arc<Group>, work: Work) {
     with_batch(|batch| batch.work.push((group.clone(), work)));
 }
 
-/// Passes a call's check on, and lets a refusal cancel the open batch, if there is one.
-pub(super) fn checked<T>(outcome: Result<T>) -> Result<T> {
-    outcome.inspect_err(|error| refuse(error.clone()))
+/// Passes the check of `call` on, and lets a refusal cancel the open batch, if there is one.
+pub(super) fn checked<T>(call: impl Display, outcome: Result<T>) -> Result<T> {
+    outcome.inspect_err(|error| refuse(call, error))
 }
 
-/// Cancels the batch that is open on this thread, if there is one: a call for it was refused with `error`.
-pub fn refuse(error: Error) {
+/// Cancels the batch that is open on this thread, if there is one: `call`, which was for it, was refused with `error`.
+pub fn refuse(call: impl Display, error: &Error) {
     with_batch(|batch| {
-        if batch.depth > 0 {
-            batch.refused.get_or_insert(error);
+        if batch.depth > 0 && batch.refused.is_none() {
+            batch.refused =
+                Some(error.clone().over(format_args!("the batch was cancelled, because {call} was refused")));
         }
     });
 }

@@ -12,14 +12,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Deliver, Group, core::Outcome};
+use super::{Deliver, Group, core::Outcome, wait};
 use crate::{
     bootstrap::{
         self, Channel, Members,
         control::{self, Endpoint, Message},
         fork,
         members::{channel_of, make_board},
-        session::{SLICE, Session, block_on},
+        session::{SLICE, Session, block_on_while},
     },
     communicator::Task,
     config::{GroupOptions, Selection, Timeout, WorldOptions},
@@ -44,11 +44,16 @@ pub(super) fn world(options: WorldOptions) -> Result<Arc<Group>> {
     fork::watch();
     let (group, policy) = world_settings(&options)?;
     let deadline = group.timeout.deadline();
-    let mesh = bootstrap::join(&options)?;
+    let mesh = bootstrap::join_while(&options, go_on)?;
     let endpoint = Arc::new(Endpoint::new(mesh));
     open_first_channel(&endpoint);
     bootstrap::service::watch(&endpoint);
-    block_on(&endpoint, Box::pin(world_of(endpoint.clone(), group, policy, deadline)))
+    block_on_while(&endpoint, Box::pin(world_of(endpoint.clone(), group, policy, deadline)), go_on)
+}
+
+/// What a thread does besides while it waits for a world.
+fn go_on() -> bool {
+    wait::advance_started(true)
 }
 
 /// See [`Group::world_local`].

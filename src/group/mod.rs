@@ -77,12 +77,13 @@ impl Group {
     /// alone; any other rank that calls gets `None`. A failure leaves this group as it is, and works on a group that
     /// has failed: that is how survivors go on.
     pub fn create(self: &Arc<Self>, ranks: &[u32], options: GroupOptions, deliver: Deliver) -> Result<()> {
-        batch::checked(create::check_ranks(ranks, self.size()))?;
+        let what = || format!("the making of a group from {:?}", self.name());
+        batch::checked(what(), create::check_ranks(ranks, self.size()))?;
         if !ranks.contains(&self.rank()) {
             deliver(None);
             return Ok(());
         }
-        let policy = batch::checked(create::policy(&options))?;
+        let policy = batch::checked(what(), create::policy(&options))?;
         let task = create::from_list(self.members.clone(), ranks.to_vec(), self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
     }
@@ -90,8 +91,9 @@ impl Group {
     /// Splits the group: ranks with one color make a group, ordered by key, then by rank. Collective over all ranks;
     /// a negative color gets `None`.
     pub fn split(self: &Arc<Self>, color: i32, key: i32, options: GroupOptions, deliver: Deliver) -> Result<()> {
-        batch::checked(self.members.check())?;
-        let policy = batch::checked(create::policy(&options))?;
+        let what = || format!("the split of group {:?}", self.name());
+        batch::checked(what(), self.members.check())?;
+        let policy = batch::checked(what(), create::policy(&options))?;
         let task = create::by_color(self.members.clone(), color, key, self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
     }
@@ -179,7 +181,7 @@ impl Group {
     pub fn run(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<()> {
         let timeout = timeout.or(self.options.timeout);
         if batch::is_open() {
-            batch::checked(self.refuse_unserved(&call.descriptor))?;
+            batch::checked(call.descriptor, self.refuse_unserved(&call.descriptor))?;
             batch::push(self, Work::Call(call, timeout));
             return Ok(());
         }
@@ -203,7 +205,7 @@ impl Group {
 
     /// Makes a v-form and waits for it; in a batch, writes it down.
     pub fn run_uneven(self: &Arc<Self>, call: Uneven, timeout: Timeout) -> Result<()> {
-        batch::checked(self.refuse_uneven(&call))?;
+        batch::checked(call.descriptor, self.refuse_uneven(&call))?;
         self.perform(Work::Uneven(call, timeout.or(self.options.timeout)))
     }
 
@@ -223,7 +225,7 @@ impl Group {
         let timeout = timeout.or(self.options.timeout);
         if batch::is_open() {
             for letter in letters {
-                batch::checked(self.refuse_letter(letter))?;
+                batch::checked(letter, self.refuse_letter(letter))?;
             }
             letters.iter().for_each(|letter| batch::push(self, Work::Letter(*letter, timeout)));
             return Ok(0);
@@ -295,7 +297,7 @@ impl Group {
     /// Allocates `bytes` on every rank that all ranks of the group, and of groups made from it, can read in place. What it
     /// gives is at least a page, zeroed, and lives until [`free_memory`]. Collective, with equal `bytes`.
     pub fn allocate(self: &Arc<Self>, bytes: usize, deliver: Box<dyn FnOnce(*mut u8) + Send>) -> Result<()> {
-        batch::checked(self.members.check())?;
+        batch::checked("an allocation", self.members.check())?;
         self.perform(Work::Task(Box::pin(memory::allocate(self.members.clone(), bytes, self.options.timeout, deliver))))
     }
 

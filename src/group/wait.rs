@@ -33,6 +33,9 @@ const SPINS: u32 = 1000;
 const SPINS_CROWDED: u32 = 20;
 /// Times the core is given away before sleeping, at about a microsecond each.
 const YIELDS: u32 = 50;
+/// How long that may take: on a machine where others are busy, a core that was given away comes back after
+/// milliseconds, and 50 times that is too long without a look at the peers (half a second, seen at a load of 15).
+const YIELDING: Duration = Duration::from_millis(2);
 /// Turns of a waiting loop between two looks at the clock while things move.
 const DEADLINE_TURNS: u64 = 64;
 
@@ -54,18 +57,21 @@ enum Step {
 struct Patience {
     spins: u32,
     yields: u32,
+    /// Since when the core has been given away again and again.
+    yielding: Option<Instant>,
     crowded: bool,
 }
 
 impl Patience {
     fn new(members: &Members) -> Self {
         let crowded = members.is_crowded();
-        Patience { spins: if crowded { SPINS_CROWDED } else { SPINS }, yields: YIELDS, crowded }
+        Patience { spins: if crowded { SPINS_CROWDED } else { SPINS }, yields: YIELDS, yielding: None, crowded }
     }
 
     fn renew(&mut self) {
         self.spins = if self.crowded { SPINS_CROWDED } else { SPINS };
         self.yields = YIELDS;
+        self.yielding = None;
     }
 
     fn step(&mut self) -> Step {
@@ -75,7 +81,10 @@ impl Patience {
         }
         if self.yields > 0 {
             self.yields -= 1;
-            return Step::Yield;
+            if self.yielding.get_or_insert_with(Instant::now).elapsed() < YIELDING {
+                return Step::Yield;
+            }
+            self.yields = 0;
         }
         Step::Rest
     }
@@ -191,9 +200,9 @@ pub(super) fn started(group: &Arc<Group>) {
     });
 }
 
-/// Goes on with everything this thread has started.
-pub(super) fn advance_started(look: bool) {
-    advance_others(look, |_| false);
+/// Goes on with everything this thread has started; says whether anything is left of it.
+pub(super) fn advance_started(look: bool) -> bool {
+    advance_others(look, |_| false)
 }
 
 /// Goes on with everything this thread has started, but for groups of which `skip` says that they are looked after.

@@ -1,14 +1,15 @@
-//! Models of the calls themselves: the meeting over the board's headers, the inline slots, and the exchange over the
-//! ring of staging slots. See [`crate::sync::model`].
+//! Models of the calls themselves: the meeting over the board's headers, what small calls travel in, the exchange and the
+//! two shots over the ring of staging slots, and pulling from registered memory. See [`crate::sync::model`].
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Communication, Segment, post};
+use super::{Communication, LINE, LINES, PULL, SLOT, Segment, TWO_SHOT, post, two_shot::TwoShot};
 use crate::{
     bootstrap::{
         Members,
         mapping::Mapping,
         model::{LEAVING, members, on_all_ranks, wait},
+        regions::{self, Region},
     },
     communicator::{
         Call, Communicator, Descriptor, Meeting, Pattern, Progress, Ranks, Way,
@@ -16,13 +17,11 @@ use crate::{
     },
     dtype::{Collective, DType, Op},
     sync::{
-        model::{Model, prove},
-        reads,
+        model::{Model, prove, watch},
+        reads, writes,
     },
 };
 
-/// The algorithm's number in the communicator's list.
-const INLINE: u8 = 0;
 const ELEMENT: usize = size_of::<u64>();
 
 fn descriptor(collective: Collective, count: u64) -> Descriptor {
@@ -66,57 +65,153 @@ fn model_two_headers_in_turn_are_enough_for_every_meeting() {
     });
 }
 
-#[test]
-fn model_inline_slots_in_turn_are_enough_for_every_call() {
-    let test = (module_path!(), "model_inline_slots_in_turn_are_enough_for_every_call");
-    prove(Model { test, preemptions: 3, bugs: &["one slot"], spare: &[LEAVING] }, |bug| {
-        on_all_ranks(communications(2, bug), |rank, (members, communication, bug)| {
+/// Calls in a row over one algorithm, each of so many elements; the bug is to use one place for all.
+fn small_calls<const SIZE: u32, const ALGORITHM: u8, const COUNT: u64>(test: &'static str, preemptions: usize) {
+    let model = Model { test: (module_path!(), test), preemptions, bugs: &["one place"], spare: &[LEAVING] };
+    prove(model, |bug| {
+        let ranks = communications(SIZE).into_iter().map(|(members, communication)| (members, communication, bug));
+        on_all_ranks(ranks.collect(), |rank, (members, communication, bug)| {
             for call in 1..=3 {
-                let sequence = if *bug == "one slot" { 2 * call } else { call };
-                all_reduce(members, communication, rank, sequence);
+                let sequence = if *bug == "one place" { 2 * call } else { call };
+                let mut data: Vec<u64> = (0..COUNT).map(|i| element(sequence, rank, i)).collect();
+                all_reduce(members, communication, sequence, Way::of(ALGORITHM), data.as_mut_ptr(), COUNT);
             }
         });
     });
+}
+
+#[test]
+fn model_data_in_the_header_are_read_before_they_are_overwritten() {
+    small_calls::<2, LINE, 1>("model_data_in_the_header_are_read_before_they_are_overwritten", 3);
+}
+
+#[test]
+fn model_lines_say_themselves_that_they_are_there() {
+    small_calls::<2, LINES, 8>("model_lines_say_themselves_that_they_are_there", 2);
+}
+
+#[test]
+fn model_slots_in_turn_are_enough_for_every_call() {
+    small_calls::<2, SLOT, 1>("model_slots_in_turn_are_enough_for_every_call", 3);
 }
 
 #[test]
 fn model_three_ranks_meet_as_two_do() {
-    let test = (module_path!(), "model_three_ranks_meet_as_two_do");
-    prove(Model { test, preemptions: 1, bugs: &["one slot"], spare: &[LEAVING] }, |bug| {
-        on_all_ranks(communications(3, bug), |rank, (members, communication, bug)| {
-            for call in 1..=3 {
-                let sequence = if *bug == "one slot" { 2 * call } else { call };
-                all_reduce(members, communication, rank, sequence);
-            }
-        });
-    });
+    small_calls::<3, SLOT, 1>("model_three_ranks_meet_as_two_do", 1);
 }
 
-fn communications(size: u32, bug: &'static str) -> Vec<(Arc<Members>, Communication, &'static str)> {
+fn communications(size: u32) -> Vec<(Arc<Members>, Communication)> {
     let mapping = Segment::for_model(size);
     // These models send no letters, so nothing of it is touched.
     let post = Mapping::private(size as usize * post::part(size)).unwrap();
     let one = |members: Arc<Members>| {
         let wire = post::Memory::new(members.clone(), post.clone(), None);
-        (members.clone(), Communication::new(members, mapping.clone(), wire), bug)
+        (members.clone(), Communication::new(members, mapping.clone(), wire))
     };
     members(size).into_iter().map(one).collect()
 }
 
-/// An all_reduce of one element, in place, checked.
-fn all_reduce(members: &Members, communication: &mut Communication, rank: u32, sequence: u64) {
-    let count = 1;
-    let mut data: Vec<u64> = (0..count).map(|i| element(sequence, rank, i)).collect();
-    let address: *mut u8 = data.as_mut_ptr().cast();
-    let call = Call { descriptor: descriptor(Collective::AllReduce, count), send: address, recv: address };
-    let mut progress = communication.start(&call, sequence, Way::of(INLINE)).unwrap();
+/// An all_reduce of `count` elements at `data`, in place, checked.
+fn all_reduce(
+    members: &Members,
+    communication: &mut Communication,
+    sequence: u64,
+    way: Way,
+    data: *mut u64,
+    count: u64,
+) {
+    let call = Call { descriptor: descriptor(Collective::AllReduce, count), send: data.cast(), recv: data.cast() };
+    let mut progress = communication.start(&call, sequence, way).unwrap();
     while progress != Progress::Done {
         communication.rest(Duration::MAX);
         progress = communication.poll().unwrap();
     }
     let sum = |i| (0..members.size()).map(|rank| element(sequence, rank, i)).sum::<u64>();
-    assert!((0..count).zip(&data).all(|(i, element)| *element == sum(i)), "{data:?}");
+    // SAFETY: this rank's elements; the call is over.
+    assert!((0..count).all(|i| unsafe { *data.add(i as usize) } == sum(i)), "call {sequence}: a wrong sum");
 }
+
+#[test]
+fn model_two_shots_hand_over_every_slice() {
+    let test = (module_path!(), "model_two_shots_hand_over_every_slice");
+    // The chunks are handed over by the ring's own counters. All ranks contribute to every block, so each is held back by
+    // what it awaits before the ring could be full; that it would be is shown for the exchange.
+    let spare =
+        &[LEAVING, "self.flag(rank, sequence).store(", "let flag = ", "others.map(|rank| self.counters(rank).finished"];
+    prove(Model { test, preemptions: 1, bugs: &["steps not counted"], spare }, |bug| {
+        let mapping = Segment::for_model(2);
+        let one = |members: Arc<Members>| {
+            let segment = Segment::new(members.clone(), mapping.clone());
+            (members.clone(), Meeting::new(members), segment, bug)
+        };
+        on_all_ranks(members(2).into_iter().map(one).collect(), |rank, (members, meeting, segment, bug)| {
+            let mut sources = Vec::new();
+            // A slice of a cache line for each rank. Three calls of two steps, so that slots are taken again.
+            let count = 2 * 64 / ELEMENT as u64;
+            for sequence in 1..=3 {
+                let mut data: Vec<u64> = (0..count).map(|i| element(sequence, rank, i)).collect();
+                let what = descriptor(Collective::AllReduce, count);
+                let call = Call { descriptor: what, send: data.as_ptr().cast(), recv: data.as_mut_ptr().cast() };
+                let base = if *bug == "steps not counted" { 0 } else { 2 * (sequence - 1) };
+                let mut two_shot = TwoShot::begin(&call, members.clone(), base);
+                // SAFETY: in sequence; there is no payload.
+                unsafe { meeting.begin(what, sequence, &[]) };
+                wait(members, || two_shot.poll(segment, meeting, &mut sources).unwrap());
+                let sum = |i| (0..2).map(|rank| element(sequence, rank, i)).sum::<u64>();
+                assert!((0..count).zip(&data).all(|(i, got)| *got == sum(i)), "{data:?}");
+            }
+        });
+    });
+}
+
+#[test]
+fn model_pulled_memory_is_let_go_before_it_is_written_again() {
+    let test = (module_path!(), "model_pulled_memory_is_let_go_before_it_is_written_again");
+    prove(Model { test, preemptions: 2, bugs: &["writing while others read"], spare: &[LEAVING] }, |bug| {
+        const COUNT: usize = 2 * 64 / ELEMENT;
+        const PART: usize = 4096;
+        let memory = Mapping::private(2 * PART).unwrap();
+        for rank in 0..2 {
+            // Each rank's slice is handed over by itself.
+            (0..2).for_each(|slice| watch(memory.at(rank * PART + slice * 64, 64).as_ptr(), 64));
+        }
+        let ranks = communications(2).into_iter().enumerate().map(|(rank, (members, communication))| {
+            let region = Region::new(1, vec![0, 1], PART, memory.clone(), rank);
+            let start = Start(regions::give(region, Some(members.endpoint().regions())));
+            (members, communication, start, bug)
+        });
+        on_all_ranks(ranks.collect(), |rank, (members, communication, start, bug)| {
+            let data: *mut u64 = start.0.cast();
+            for sequence in 1..=2 {
+                for i in 0..COUNT {
+                    let at = data.wrapping_add(i);
+                    writes(at);
+                    // SAFETY: this rank's part of the region, which nobody reads between calls.
+                    unsafe { at.write(element(sequence, rank, i as u64)) };
+                }
+                let way = Way { algorithm: TWO_SHOT, registered: PULL };
+                all_reduce(members, communication, sequence, way, data, COUNT as u64);
+                if *bug == "writing while others read" && sequence == 1 {
+                    // The other rank may still be in the call whose header this one has not posted yet: the next one.
+                    let call = Call {
+                        descriptor: descriptor(Collective::AllReduce, COUNT as u64),
+                        send: data.cast(),
+                        recv: data.cast(),
+                    };
+                    let _ = communication.start(&call, 2, way);
+                    writes(data);
+                    return;
+                }
+            }
+        });
+    });
+}
+
+/// Where a rank's part of a region begins.
+struct Start(*mut u8);
+
+// SAFETY: used by that rank's thread alone.
+unsafe impl Send for Start {}
 
 /// The ring with chunks of one element; `early`: how many steps too early a slot is taken to be free.
 struct Small {
@@ -159,7 +254,7 @@ impl Lanes for Small {
 fn model_a_staging_slot_is_taken_again_only_when_all_have_read_it() {
     let test = (module_path!(), "model_a_staging_slot_is_taken_again_only_when_all_have_read_it");
     // The chunks are handed over by the ring's own counters; the headers only say that all call the same.
-    let spare = &[LEAVING, "header.flag.store(", "let flag = "];
+    let spare = &[LEAVING, "self.flag(rank, sequence).store(", "let flag = "];
     prove(Model { test, preemptions: 2, bugs: &["a slot too early"], spare }, |bug| {
         let mapping = Segment::for_model(2);
         let one = |members: Arc<Members>| {

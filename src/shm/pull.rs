@@ -29,6 +29,7 @@ use crate::{
     bootstrap::{Members, board, regions::Region},
     communicator::{Call, Descriptor, Pattern, Progress, exchange, reduce},
     dtype::Collective,
+    sync::{reads, writes},
 };
 
 /// Bytes read before the waiting loop gets to look at failures and deadlines.
@@ -84,7 +85,7 @@ impl Claim {
     /// `payload` is readable for [`board::PAYLOAD`] bytes.
     unsafe fn read(payload: *const u8) -> Self {
         const { assert!(board::PAYLOAD >= 32) };
-        crate::sync::reads(payload);
+        reads(payload);
         // SAFETY: promised by the caller.
         let [region, offset, result_region, result_offset] = unsafe { payload.cast::<[u64; 4]>().read_unaligned() };
         Claim { region, offset, result_region, result_offset }
@@ -271,6 +272,8 @@ impl Pull {
                 Shots::One => exchange::apply(&self.call, &self.pattern, &range, &mut room.sources),
                 Shots::Two => {
                     let Descriptor { dtype, op, .. } = self.call.descriptor;
+                    room.sources.iter().for_each(|source| reads(*source));
+                    writes(self.call.recv.add(range.start));
                     reduce::reduce(
                         dtype,
                         op,
@@ -294,6 +297,8 @@ impl Pull {
             // rank's result there.
             unsafe {
                 let to = self.call.recv.add(slice.start);
+                reads(result.add(slice.start));
+                writes(to);
                 std::ptr::copy_nonoverlapping(result.add(slice.start), to, slice.len());
             }
         }

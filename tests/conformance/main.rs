@@ -39,6 +39,7 @@ macro_rules! keep_all_promises {
             promises::a_rank_that_left_is_lost_but_what_it_delivered_stays
             promises::one_thread_starts_on_all_ranks_and_waits_in_reverse
             promises::a_request_that_nobody_joins_stays_in_progress
+            promises::a_rank_that_waits_for_a_new_world_goes_on_with_what_it_started
             promises::a_second_thread_in_the_same_group_is_told_so
             promises::a_rank_that_stops_in_a_large_sliced_call_is_named
             promises::an_abort_ends_the_making_of_a_group_too

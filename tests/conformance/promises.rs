@@ -9,8 +9,9 @@ use std::{
 };
 
 use tutti::{
+    bootstrap::unique_id,
     communicator::{Descriptor, Progress},
-    config::{GroupOptions, Timeout},
+    config::{GroupOptions, Timeout, WorldOptions},
     dispatch::{self, Format},
     dtype::{Collective, DType, OPS, Op, REDUCIBLE},
     error::{Result, Status},
@@ -502,6 +503,37 @@ pub(crate) fn a_request_that_nobody_joins_stays_in_progress(communicator: &str) 
     third.release();
     assert_eq!(third.test().unwrap_err().status(), Status::Aborted);
     assert_eq!(groups[1].sync(Timeout::Default).unwrap_err().status(), Status::Aborted);
+}
+
+pub(crate) fn a_rank_that_waits_for_a_new_world_goes_on_with_what_it_started(communicator: &str) {
+    let groups = world(communicator, 2, PATIENT);
+    let id = unique_id::create().unwrap();
+    let count = 1 << 18; // more than any communicator holds in slots or sockets: both ranks have to go on
+    let new_world = |rank| {
+        let options = WorldOptions {
+            size_and_rank: Some((2, rank)),
+            unique_id: Some(id.clone()),
+            group: GroupOptions { timeout: Timeout::from_ms(PATIENT).unwrap(), ..GroupOptions::default() },
+            ..WorldOptions::default()
+        };
+        Group::world(options).unwrap().sync(Timeout::Default).unwrap();
+    };
+    let sums = on_all_ranks(&groups, |group| {
+        let mut sum = vec![1.0_f32; count];
+        let what = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 0, count);
+        let data = sum.as_mut_ptr().cast::<u8>();
+        if group.rank() == 0 {
+            let request = group.start(call(what, data, data), Timeout::Default).unwrap();
+            new_world(0);
+            assert_eq!(request.wait(Timeout::Default).unwrap(), Progress::Done);
+        } else {
+            // It comes to the new world only when the call is over, in which rank 0 has to play its part.
+            group.run(call(what, data, data), Timeout::Default).unwrap();
+            new_world(1);
+        }
+        sum
+    });
+    assert!(sums.iter().flatten().all(|x| *x == 2.0));
 }
 
 pub(crate) fn a_second_thread_in_the_same_group_is_told_so(communicator: &str) {
