@@ -202,12 +202,35 @@ mod tests {
     /// The elements of a type in memory, from numbers, by means other than this crate's.
     fn encode(dtype: DType, values: &[f64]) -> Vec<u8> {
         let one = |value: &f64| match dtype {
-            DType::Float16 => f16::from_f64(*value).to_le_bytes().to_vec(),
-            DType::Bfloat16 => bf16::from_f64(*value).to_le_bytes().to_vec(),
+            DType::Float16 => {
+                nearest(*value, 0x7c00, 65536.0, |code| f16::from_bits(code).to_f64()).to_le_bytes().to_vec()
+            }
+            DType::Bfloat16 => {
+                nearest(*value, 0x7f80, 2f64.powi(128), |code| bf16::from_bits(code).to_f64()).to_le_bytes().to_vec()
+            }
             DType::Float32 => (*value as f32).to_le_bytes().to_vec(),
             _ => value.to_le_bytes().to_vec(),
         };
         values.iter().flat_map(one).collect()
+    }
+
+    /// The code whose number is nearest, the even one of two; by looking for it, since the half crate rounds fp64 twice or
+    /// forgets its last bits. `beyond` is what the infinite code would be were it a number.
+    fn nearest(value: f64, infinite: u16, beyond: f64, decode: impl Fn(u16) -> f64) -> u16 {
+        let number = |code: u16| if code == infinite { beyond } else { decode(code) };
+        let (mut low, mut high) = (0, infinite + 1);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if number(middle) <= value.abs() { low = middle } else { high = middle }
+        }
+        let code = match low == infinite {
+            true => infinite,
+            false => {
+                let half_way = (number(low) + number(low + 1)) / 2.0;
+                low + u16::from(value.abs() > half_way || value.abs() == half_way && low % 2 == 1)
+            }
+        };
+        code | u16::from(value.is_sign_negative()) << 15
     }
 
     fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
