@@ -149,7 +149,9 @@ impl<W: Wire> Walk<W> {
                 // SAFETY: the caller's promises.
                 moved |= unsafe { self.advance(at, tensors) }?;
             }
-            while self.flights.pop_front_if(|flight| flight.is_over).is_some() {}
+            while self.flights.front().is_some_and(|flight| flight.is_over) {
+                self.flights.pop_front();
+            }
             // One at a time: what arrives while a bucket is packed is looked at before the next.
             if self.flights.len() < plan.in_flight() as usize
                 && let Some(operation) = operations.get(self.next)
