@@ -231,7 +231,7 @@ impl Rank {
 fn plan(seed: u64) -> Arc<Plan> {
     let pick = |from: &[u64], by: u64| from[(seed / by) as usize % from.len()];
     let options = Options {
-        bucket_bytes: pick(&[48, 80, 256, 4096, 1 << 16], 1),
+        bucket_bytes: pick(&[256, 1000, 4096, 1 << 16], 1),
         staging_bytes: 0,
         in_flight: 1 + (seed / 5 % 3) as u32,
         split_bytes: 16,
