@@ -4,6 +4,7 @@
 //! The rooms, from the street down; an arrow may only point downwards:
 //!
 //! * [`capi`] — the C functions and types, and nothing else;
+//! * [`transfer`] — mesh-to-mesh plans and their execution;
 //! * [`group`] — groups of ranks: creation, calls, requests, batches, life cycle;
 //! * [`dispatch`] — which communicator serves which call, agreed by all ranks, and why;
 //! * [`shm`], [`sockets`] — the communicators;
@@ -24,3 +25,4 @@ pub mod shm;
 pub mod sockets;
 mod sync;
 pub mod topology;
+pub mod transfer;

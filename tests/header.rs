@@ -8,7 +8,20 @@ use std::{
 };
 
 /// The files of src/capi with C functions and types in them, in the order in which the header shows them.
-const SOURCES: [&str; 9] = ["types", "text", "log", "world", "group", "collectives", "request", "memory", "capture"];
+const SOURCES: [&str; 12] = [
+    "types",
+    "text",
+    "log",
+    "world",
+    "group",
+    "collectives",
+    "request",
+    "memory",
+    "capture",
+    "transfer_types",
+    "transfer_plan",
+    "transfer",
+];
 
 /// What a compiler may not say about the header.
 const WARNINGS: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"];
