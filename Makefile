@@ -16,7 +16,7 @@ ARCH    := $(shell uname -m)
 GLIBC   := 2.28
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo check test gpu-test gpu-bench test-release test-torch release install uninstall clean
+.PHONY: help build demo perf bench check test gpu-test gpu-bench test-release test-torch release install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,16 @@ demo: build ## build everything and run an all-reduce between 4 processes (ARGS=
 	@$(CC) -std=c11 -O2 -Wall -Wextra -Iinclude examples-c/demo.c -o $(TARGET)/demo/demo \
 	    -L$(BUILT) -ltutti -Wl,-rpath,$(abspath $(BUILT))
 	@$(TARGET)/demo/demo $(ARGS)
+
+perf: build ## build tutti-perf and measure the collectives here (ARGS=--help)
+	@mkdir -p $(TARGET)/perf
+	@$(CC) -std=c11 -O3 -Wall -Wextra -Iinclude examples-c/tutti-perf.c examples-c/perf/*.c -o $(TARGET)/perf/tutti-perf \
+	    -L$(BUILT) -ltutti -lm -Wl,-rpath,$(abspath $(BUILT))
+	@$(TARGET)/perf/tutti-perf $(ARGS)
+
+bench: build ## measure beside Open MPI, MPICH, Intel MPI and oneCCL, which it installs below .tools (BENCH=--help)
+	@tests/package/tools build package
+	@BUILT=$(BUILT) python3 benches/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
 
 check: ## format, lints and unit tests: what to run before every commit
 	@tests/run check

@@ -1,24 +1,11 @@
 /* demo: several processes on this machine sum tensors through libtutti, check every element, and show how fast it went
  * and who did the work.
  *
- * The process you start is rank 0: it makes a unique id and starts this program again once for every other rank, with
- * the id in the environment. Everything about libtutti is in join_world, measure and served_by; nothing but the
- * public header is used. */
+ * The process you start starts this program again once for every rank. How they meet is in common.h, what they do in
+ * measure; nothing but the public header is used. For measuring in earnest there is tutti-perf.c. */
 #define _GNU_SOURCE
-#include <inttypes.h>
-#include <spawn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
+#include "common.h"
 
-#include <tutti.h>
-
-extern char **environ;
-
-#define MAX_RANKS 64           /* sums of values up to 4 stay exact in bfloat16 */
 #define TIMEOUT_MS 60000       /* of every call: a demo that waits longer has failed */
 #define BUDGET_BYTES (32 << 20) /* moved per row, so that large sizes repeat less often */
 #define MIN_REPEATS 5
@@ -28,55 +15,6 @@ typedef struct plan {
     int ranks;
     size_t max_bytes;
 } plan_t;
-
-static int my_rank;
-
-/* Ends this process with the library's own sentence unless `call` succeeded. */
-#define TRY(call) must_succeed(call, #call)
-
-static void must_succeed(tutti_status_t status, const char *call) {
-    if (status == TUTTI_SUCCESS) return;
-    fprintf(stderr, "rank %d: %.*s: %s\n", my_rank, (int)strcspn(call, "("), call, tutti_last_error());
-    exit(1);
-}
-
-/* ---- Starting the ranks --------------------------------------------------------------------------------------- */
-
-static void to_hex(const unsigned char *bytes, size_t count, char *text) {
-    for (size_t i = 0; i < count; i++) sprintf(text + 2 * i, "%02x", bytes[i]);
-}
-
-static void from_hex(const char *text, unsigned char *bytes, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        unsigned value = 0;
-        if (sscanf(text + 2 * i, "%2x", &value) != 1) exit(2);
-        bytes[i] = (unsigned char)value;
-    }
-}
-
-static pid_t start_rank(int rank, char **arguments) {
-    char number[16];
-    pid_t child = -1;
-    snprintf(number, sizeof number, "%d", rank);
-    setenv("DEMO_RANK", number, 1);
-    if (posix_spawn(&child, "/proc/self/exe", NULL, NULL, arguments, environ) != 0) {
-        fprintf(stderr, "demo: cannot start rank %d\n", rank);
-        exit(1);
-    }
-    return child;
-}
-
-static tutti_group_t *join_world(int ranks, const unsigned char *id, size_t id_bytes) {
-    tutti_world_options_t options = TUTTI_WORLD_OPTIONS_INIT;
-    tutti_group_t *world = NULL;
-    options.size = ranks;
-    options.rank = my_rank;
-    options.unique_id = id;
-    options.unique_id_size = id_bytes;
-    options.timeout_ms = TIMEOUT_MS;
-    TRY(tutti_world_create(&options, &world));
-    return world;
-}
 
 /* ---- Data ----------------------------------------------------------------------------------------------------- */
 
@@ -164,40 +102,7 @@ static double measure(tutti_group_t *world, const element_t *element, size_t cou
     return times[repeats / 2];
 }
 
-/* ---- Who serves a call ---------------------------------------------------------------------------------------- */
-
-static char *explain(tutti_group_t *world, const element_t *element, size_t count, int32_t format) {
-    size_t needed = 0;
-    TRY(tutti_explain(world, TUTTI_ALL_REDUCE, count, element->dtype, TUTTI_SUM, 0, format, NULL, 0, &needed));
-    char *text = malloc(needed + 1);
-    if (text == NULL) exit(1);
-    TRY(tutti_explain(world, TUTTI_ALL_REDUCE, count, element->dtype, TUTTI_SUM, 0, format, text, needed + 1, NULL));
-    return text;
-}
-
-/* Copies the first string named `key` of a JSON text; "?" if there is none. */
-static void json_string(const char *json, const char *key, char *value, size_t capacity) {
-    char quoted[64];
-    snprintf(quoted, sizeof quoted, "\"%s\"", key);
-    snprintf(value, capacity, "?");
-    const char *at = strstr(json, quoted);
-    if (at == NULL) return;
-    at += strlen(quoted);
-    at += strspn(at, " :");
-    if (*at != '"') return;
-    snprintf(value, capacity, "%.*s", (int)strcspn(at + 1, "\""), at + 1);
-}
-
-static void served_by(tutti_group_t *world, const element_t *element, size_t count, char *text, size_t capacity) {
-    char communicator[64], algorithm[64];
-    char *json = explain(world, element, count, TUTTI_FORMAT_JSON);
-    const char *chosen = strstr(json, "\"chosen\"");
-    if (chosen == NULL) chosen = "";
-    json_string(chosen, "communicator", communicator, sizeof communicator);
-    json_string(chosen, "algorithm", algorithm, sizeof algorithm);
-    snprintf(text, capacity, "%s/%s", communicator, algorithm);
-    free(json);
-}
+/* ---- The table ------------------------------------------------------------------------------------------------- */
 
 static void size_text(size_t bytes, char *text, size_t capacity) {
     if (bytes >= 1 << 20) {
@@ -235,13 +140,13 @@ static void run(tutti_group_t *world, const plan_t *plan) {
             if (!speaks) continue;
             size_text(bytes, size, sizeof size);
             time_text(us, time, sizeof time);
-            served_by(world, element, count, by, sizeof by);
+            served_by(world, TUTTI_ALL_REDUCE, count, element->dtype, TUTTI_SUM, 0, by, sizeof by);
             printf("%9s  %-8s  %9zu  %11s  %6.3f GB/s  %s\n", size, element->name, count, time, (double)bytes / us / 1e3, by);
             fflush(stdout);
         }
     }
     if (speaks) {
-        char *text = explain(world, &ELEMENTS[1], 1 << 19, TUTTI_FORMAT_TEXT);
+        char *text = explain(world, TUTTI_ALL_REDUCE, 1 << 19, TUTTI_BFLOAT16, TUTTI_SUM, 0, TUTTI_FORMAT_TEXT);
         printf("\nWhy, for 1 MiB of bfloat16 (tutti_explain):\n\n%s\n", text);
         free(text);
     }
@@ -289,33 +194,11 @@ static int parse(int argc, char **argv, plan_t *plan) {
 
 int main(int argc, char **argv) {
     plan_t plan = {4, 16 << 20};
-    unsigned char id[TUTTI_UNIQUE_ID_BYTES];
-    char hex[2 * TUTTI_UNIQUE_ID_BYTES + 1];
-    pid_t children[MAX_RANKS] = {0};
-    const char *started_as = getenv("DEMO_RANK");
     const int done = parse(argc, argv, &plan);
     if (done >= 0) return done;
-
-    if (started_as == NULL) {
-        TRY(tutti_unique_id_create(id, sizeof id, NULL));
-        to_hex(id, sizeof id, hex);
-        setenv("DEMO_ID", hex, 1);
-        for (int rank = 1; rank < plan.ranks; rank++) children[rank] = start_rank(rank, argv);
-    } else {
-        const char *text = getenv("DEMO_ID");
-        my_rank = atoi(started_as);
-        if (text == NULL || strlen(text) != 2 * sizeof id) return usage(stderr, "DEMO_RANK is set, but DEMO_ID is no id");
-        from_hex(text, id, sizeof id);
-    }
-    tutti_group_t *world = join_world(plan.ranks, id, sizeof id);
+    if (!is_started_rank()) return start_ranks(plan.ranks, argv);
+    tutti_group_t *world = join_started_world(plan.ranks, TIMEOUT_MS);
     run(world, &plan);
     TRY(tutti_group_destroy(world));
-
-    int failed = 0;
-    for (int rank = 1; started_as == NULL && rank < plan.ranks; rank++) {
-        int status = 0;
-        if (waitpid(children[rank], &status, 0) != children[rank] || status != 0) failed = 1;
-    }
-    if (failed) fprintf(stderr, "demo: a rank failed\n");
-    return failed;
+    return 0;
 }

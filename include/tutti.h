@@ -525,17 +525,15 @@ tutti_status_t tutti_world_create_local(int32_t size,
 ///
 /// The process that makes it must hold rank 0: it listens for the others. The id contains a secret: whoever has it
 /// may join. An id makes one world. Until that is made, or the process ends, the id keeps one descriptor open, and with
-/// TUTTI_ADDR two: make no more of them than worlds. id: `capacity` bytes of the caller's, of which TUTTI_UNIQUE_ID_BYTES are written. needed: gets
+/// TUTTI_ADDR two: make no more of them than worlds.
+///
+/// id: `capacity` bytes of the caller's, of which TUTTI_UNIQUE_ID_BYTES are written. needed: gets
 /// TUTTI_UNIQUE_ID_BYTES, or NULL. With id NULL and capacity 0 only `needed` is written and no id is made.
 /// Thread-safe.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (capacity too small); TUTTI_INVALID_USAGE (forked process);
 /// TUTTI_SYSTEM_ERROR; TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.
-TUTTI_API
-TUTTI_MUST_USE
-tutti_status_t tutti_unique_id_create(void *id,
-                                      size_t capacity,
-                                      size_t *needed);
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_unique_id_create(void *id, size_t capacity, size_t *needed);
 
 /// Makes a group of some ranks of `parent`.
 ///
@@ -1050,17 +1048,27 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_begin(void);
 /// first failure in the order of the calls, as the call itself returns it.
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_end(void);
 
-/// Allocates memory on every rank that the group and its descendants reach without a copy: calls whose buffers all
-/// lie in such memory may carry TUTTI_CALL_REGISTERED. Collective, with equal `bytes` on all ranks. The memory
-/// outlives the group until tutti_mem_free.
+/// Allocates `bytes` on every rank that the group and its descendants read in place: large calls whose buffers all lie
+/// in memory of one such call are not copied on their way. Collective, with equal `bytes` on all ranks; may stand in a
+/// batch, whose end then writes *memory.
 ///
-/// Not served yet: returns TUTTI_UNSUPPORTED, or TUTTI_INVALID_ARGUMENT for what is no group; *memory gets NULL.
-TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_mem_alloc(tutti_group_t *group, size_t bytes, void **memory);
+/// bytes: any number; 0 gives memory too. *memory gets the address of this rank's part: zeroed, at a page of its own, for
+/// any offset and any number of buffers. It outlives the group until tutti_mem_free. Where ranks cannot share memory
+/// (several hosts) it is ordinary memory. No flag needs to be passed with calls; ranks find out in each.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE; TUTTI_MISMATCH (other bytes on another rank);
+/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves
+/// the group alive; *memory is NULL then.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_mem_alloc(tutti_group_t *group,
+                               size_t bytes,
+                               void **memory);
 
-/// Frees memory of tutti_mem_alloc. Local; any thread. Freeing NULL succeeds.
+/// Frees memory of tutti_mem_alloc. Local; any thread; no call may be using it. Freeing NULL succeeds.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc); TUTTI_INVALID_USAGE (forked
-/// process).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc, or freed already); TUTTI_INVALID_USAGE
+/// (forked process).
 TUTTI_API tutti_status_t tutti_mem_free(void *memory);
 
 /// Opens a capture session over some groups: collective calls on capturing streams that need it are noted until

@@ -417,7 +417,15 @@ mod tests {
     }
 
     fn table() -> &'static Table<Probe> {
-        Box::leak(Box::new(Table::new()))
+        kept(Table::new())
+    }
+
+    /// Keeps a value as long as the process, where the leak detector sees that it is kept.
+    fn kept<T>(value: T) -> &'static T {
+        static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+        let value: &'static T = Box::leak(Box::new(value));
+        KEPT.lock().unwrap().push(ptr::from_ref(value).addr());
+        value
     }
 
     fn error(result: Result<impl Sized>) -> String {
@@ -448,7 +456,7 @@ mod tests {
             fn retire(&self) {}
         }
         let (table, drops) = (table(), Arc::default());
-        let others: &'static Table<Other> = Box::leak(Box::new(Table::new()));
+        let others: &'static Table<Other> = kept(Table::new());
         let live = table.insert(Probe::new(1, &drops)).unwrap();
         let foreign = others.insert(Other).unwrap();
         let local = 0u64;

@@ -123,6 +123,9 @@ fn units(bytes: u64) -> u64 {
     1 + bytes / 64
 }
 
+/// Letters that can go on with a peer at once before anything has to be allocated for them.
+const AT_ONCE: usize = 8;
+
 /// One rank's letters over a wire.
 pub struct Desk<W> {
     /// How messages travel.
@@ -142,7 +145,6 @@ struct Entry {
 }
 
 /// What goes on with one peer.
-#[derive(Default)]
 struct Peer {
     /// Sends that have not been posted.
     outgoing: VecDeque<u32>,
@@ -185,6 +187,24 @@ struct Shelved {
 }
 
 impl Peer {
+    fn new() -> Self {
+        Peer {
+            outgoing: VecDeque::with_capacity(AT_ONCE),
+            posted: 0,
+            unheld: 0,
+            credited: 0,
+            held: VecDeque::with_capacity(AT_ONCE),
+            streams_out: VecDeque::with_capacity(AT_ONCE),
+            settling: VecDeque::with_capacity(AT_ONCE),
+            waiting: VecDeque::with_capacity(AT_ONCE),
+            shelf: VecDeque::new(),
+            opened: 0,
+            matched: 0,
+            replies: VecDeque::with_capacity(AT_ONCE),
+            streams_in: VecDeque::with_capacity(AT_ONCE),
+        }
+    }
+
     fn is_busy(&self) -> bool {
         !(self.outgoing.is_empty()
             && self.held.is_empty()
@@ -199,8 +219,9 @@ impl Peer {
 impl<W: Wire> Desk<W> {
     /// A desk between `members` with no letters.
     pub fn new(members: Arc<Members>, wire: W) -> Self {
-        let peers = (0..members.size()).map(|_| Peer::default()).collect();
-        Desk { wire, members, peers, entries: Vec::new(), free: Vec::new(), ended: VecDeque::new() }
+        let peers = (0..members.size()).map(|_| Peer::new()).collect();
+        let (entries, free) = (Vec::with_capacity(AT_ONCE), Vec::with_capacity(AT_ONCE));
+        Desk { wire, members, peers, entries, free, ended: VecDeque::with_capacity(AT_ONCE) }
     }
 
     /// See [`Post::accept`].
@@ -237,7 +258,7 @@ impl<W: Wire> Desk<W> {
 
     /// See [`Post::let_go`].
     pub fn let_go(&mut self) {
-        self.peers.iter_mut().for_each(|peer| *peer = Peer::default());
+        self.peers.iter_mut().for_each(|peer| *peer = Peer::new());
         self.entries.clear();
         self.free.clear();
         self.ended.clear();

@@ -134,7 +134,7 @@ impl Core {
             sequence: 0,
             active: None,
             queue: VecDeque::new(),
-            letters: Letters::default(),
+            letters: Letters::new(),
             looked: None,
         }
     }
@@ -270,8 +270,11 @@ impl Core {
                 }
             }
             Some(_) if !self.letters.is_empty() => self.members.endpoint().wait(at_most.min(SHORT_NAP)),
-            None if let Some(post) = self.letters.post(&mut self.communicators) => post.rest(at_most),
-            _ => self.members.endpoint().wait(at_most.min(SLICE)),
+            Some(_) => self.members.endpoint().wait(at_most.min(SLICE)),
+            None => match self.letters.post(&mut self.communicators) {
+                Some(post) => post.rest(at_most),
+                None => self.members.endpoint().wait(at_most.min(SLICE)),
+            },
         }
     }
 

@@ -21,8 +21,10 @@ use crate::{
     error::{Error, Failure, Result, Status},
 };
 
+/// Letters that can be under way at once before anything has to be allocated for them.
+const AT_ONCE: usize = 8;
+
 /// Letters under way.
-#[derive(Default)]
 pub(super) struct Letters {
     underway: Vec<Underway>,
     /// Letters of the blocking call.
@@ -43,6 +45,10 @@ struct Underway {
 }
 
 impl Letters {
+    pub(super) fn new() -> Self {
+        Letters { underway: Vec::with_capacity(AT_ONCE), awaited: 0, outcome: None }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.underway.is_empty()
     }

@@ -119,19 +119,6 @@ static void logs_go_to_the_callback_while_there_is_one(void) {
     CHECK(__atomic_load_n(&lines, __ATOMIC_RELAXED) == before);
 }
 
-/* Exported so that programs can be written against them; each line leaves this list when its call is served. */
-static void not_served_body(tutti_group_t *world, int rank, int size) {
-    void *memory = world;
-    (void)rank, (void)size;
-    FAILS(TUTTI_UNSUPPORTED, tutti_mem_alloc(world, 4096, &memory));
-    CHECK(memory == NULL);
-    OK(tutti_group_check(world)); /* nothing was changed */
-}
-
-static void what_is_not_served_yet_says_so(void) {
-    on_threads(2, not_served_body);
-}
-
 static void name_body(tutti_group_t *world, int rank, int size) {
     tutti_group_options_t options = TUTTI_GROUP_OPTIONS_INIT;
     tutti_group_t *named = NULL;
@@ -186,7 +173,6 @@ static const test_t TESTS[] = {
     {"explain_tells_text_and_json", explain_tells_text_and_json},
     {"mode_says_what_is_native", mode_says_what_is_native},
     {"logs_go_to_the_callback_while_there_is_one", logs_go_to_the_callback_while_there_is_one},
-    {"what_is_not_served_yet_says_so", what_is_not_served_yet_says_so},
     {"a_group_has_the_name_it_was_given", a_group_has_the_name_it_was_given},
     {"a_communicator_can_be_switched_off_by_all_ranks", a_communicator_can_be_switched_off_by_all_ranks},
 };

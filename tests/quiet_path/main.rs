@@ -135,9 +135,11 @@ impl Rank {
     fn make_calls(&mut self, mut measure: impl FnMut(What, usize, &mut dyn FnMut())) {
         for (count, calls) in [(SMALL, SMALL_CALLS), (LARGE, LARGE_CALLS)] {
             for what in EVERYTHING {
-                // The first call of a kind may make what it keeps.
-                self.call_from_rust(what, count);
-                self.call_from_c(what, count);
+                // The first calls of a kind may make what they keep.
+                for _ in 0..10 {
+                    self.call_from_rust(what, count);
+                    self.call_from_c(what, count);
+                }
                 for _ in 0..calls {
                     measure(what, count, &mut || self.call_from_rust(what, count));
                     measure(what, count, &mut || self.call_from_c(what, count));
