@@ -142,7 +142,7 @@ impl Bench {
             count: whole.len() as u64,
         };
         let place = whole.as_mut_ptr();
-        self.group.run(Call { descriptor, send: place, recv: place }, Timeout::Default).unwrap();
+        self.group.run(Call::new(descriptor, place, place), Timeout::Default).unwrap();
         if !self.is_source() {
             let (parts, mine) = (self.group.size() - self.sources, (self.rank - self.sources) as usize);
             let row = LARGE[1] as usize * 4;

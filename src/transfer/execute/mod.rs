@@ -168,7 +168,7 @@ impl Transfer {
             flags: 0,
             count: TICKET as u64,
         };
-        let call = Call { descriptor, send: mine.as_ptr(), recv: all.as_mut_ptr() };
+        let call = Call::new(descriptor, mine.as_ptr(), all.as_mut_ptr());
         let request = self.group.start(call, Timeout::Default)?;
         self.state = State::Checking(Check { request, _mine: mine, all });
         Ok(())
