@@ -33,7 +33,7 @@ fn world(size: u32, communicators: &str) -> Vec<Arc<Group>> {
         communicators: Selection::parse(communicators).unwrap(),
         ..GroupOptions::default()
     };
-    Group::world_local(size, WorldOptions { group, ..WorldOptions::default() }).unwrap()
+    Group::world_local(size, None, WorldOptions { group, ..WorldOptions::default() }).unwrap()
 }
 
 /// A transfer of every rank, with the memory of a world bound.
@@ -345,7 +345,7 @@ fn a_transfer_beside_collectives_disturbs_none() {
                         count: 1,
                     };
                     let place = (&raw mut value).cast::<u8>();
-                    group.run(Call { descriptor, send: place, recv: place }, Timeout::Default).unwrap();
+                    group.run(Call::new(descriptor, place, place), Timeout::Default).unwrap();
                     assert_eq!(value, 2 * turn + 1);
                     let _ = transfer.poll().unwrap();
                 }
