@@ -16,13 +16,13 @@ ARCH    := $(shell uname -m)
 GLIBC   := 2.28
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo perf bench check test test-release test-torch release install uninstall clean
+.PHONY: help build demo perf bench check test gpu-test gpu-bench test-release test-torch release install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## libtutti.so and libtutti.a in target/release
-	@$(CARGO) build --release --locked --lib
+	@$(CARGO) build --release --locked --lib --bins
 	@ln -sf libtutti.so $(BUILT)/libtutti.so.$(MAJOR)
 
 demo: build ## build everything and run an all-reduce between 4 processes (ARGS=--help)
@@ -50,12 +50,18 @@ test: ## every test that needs no GPU, the installed package included
 test-release: ## build a release and check that it needs no newer glibc than 2.28
 	@tests/run release
 
+gpu-test: ## what needs a card: results, graphs, failures; says so where there is none
+	@tests/run gpu
+
+gpu-bench: ## times on a card, in graph replay, beside what the hardware allows; says so where there is none
+	@tests/cuda/bench
+
 test-torch: ## torchrun with torch (CPU) from a venv of its own; not part of `make test`
 	@tests/run torch
 
 release: ## dist/tutti-VERSION-ARCH-linux-gnu.tar.gz, for glibc 2.28 and newer
 	@tests/package/tools zigbuild
-	@PATH="$(CURDIR)/.tools/venv/bin:$$PATH" $(CARGO) zigbuild --release --locked --lib --target $(ARCH)-unknown-linux-gnu.$(GLIBC)
+	@PATH="$(CURDIR)/.tools/venv/bin:$$PATH" $(CARGO) zigbuild --release --locked --lib --bins --target $(ARCH)-unknown-linux-gnu.$(GLIBC)
 	@rm -rf dist/tutti-$(VERSION)-$(ARCH)-linux-gnu
 	@$(MAKE) --no-print-directory install PREFIX=$(CURDIR)/dist/tutti-$(VERSION)-$(ARCH)-linux-gnu DESTDIR= \
 	    BUILT=$(TARGET)/$(ARCH)-unknown-linux-gnu/release
@@ -72,11 +78,12 @@ fill    = sed -e 's|@TUTTI_VERSION@|$(VERSION)|' -e 's|@TUTTI_LIBDIR@|$(LIBDIR)|
     -e 's|@TUTTI_PC_TO_PREFIX@|$(call way,$(LIBDIR)/pkgconfig,.)|'
 
 install: $(if $(filter $(TARGET)/release,$(BUILT)),build) ## install below PREFIX (default /usr/local); needs no CMake
-	@install -d $(ROOT)/$(LIBDIR)/pkgconfig $(PACKAGE) $(ROOT)/$(INCLUDEDIR) $(ROOT)/share/tutti/python $(ROOT)/share/doc/tutti
+	@install -d $(ROOT)/bin $(ROOT)/$(LIBDIR)/pkgconfig $(PACKAGE) $(ROOT)/$(INCLUDEDIR) $(ROOT)/share/tutti/python $(ROOT)/share/doc/tutti
 	@install -m 755 $(BUILT)/libtutti.so $(ROOT)/$(LIBDIR)/libtutti.so.$(VERSION)
 	@ln -sf libtutti.so.$(VERSION) $(ROOT)/$(LIBDIR)/libtutti.so.$(MAJOR)
 	@ln -sf libtutti.so.$(MAJOR) $(ROOT)/$(LIBDIR)/libtutti.so
 	@install -m 644 $(BUILT)/libtutti.a $(ROOT)/$(LIBDIR)/libtutti.a
+	@install -m 755 $(BUILT)/tutti-peer-check $(ROOT)/bin/tutti-peer-check
 	@install -m 644 include/tutti.h include/tutti.hpp $(ROOT)/$(INCLUDEDIR)
 	@install -m 644 cmake/tutti-targets.cmake $(PACKAGE)
 	@$(fill) cmake/tutti-config.cmake.in > $(PACKAGE)/tutti-config.cmake
@@ -88,7 +95,7 @@ install: $(if $(filter $(TARGET)/release,$(BUILT)),build) ## install below PREFI
 uninstall: ## remove what `make install` put below PREFIX
 	@rm -rf $(PACKAGE) $(ROOT)/share/tutti $(ROOT)/share/doc/tutti
 	@rm -f $(ROOT)/$(LIBDIR)/libtutti.so* $(ROOT)/$(LIBDIR)/libtutti.a $(ROOT)/$(LIBDIR)/pkgconfig/tutti.pc \
-	    $(ROOT)/$(INCLUDEDIR)/tutti.h $(ROOT)/$(INCLUDEDIR)/tutti.hpp
+	    $(ROOT)/bin/tutti-peer-check $(ROOT)/$(INCLUDEDIR)/tutti.h $(ROOT)/$(INCLUDEDIR)/tutti.hpp
 
 clean: ## remove everything that was built
 	@rm -rf $(TARGET) build dist

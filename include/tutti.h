@@ -15,9 +15,9 @@
  * one host runs no thread of the library's own, so while nobody calls, waits or asks, nothing is noticed. A world over
  * several hosts runs one thread per process, which hears what other hosts report.
  *
- * Handles. Groups, requests, dicts, layouts, queues and capture sessions are opaque; never look behind the pointer. They may be used from any
- * thread. Destroying one twice succeeds; any other use of a destroyed handle, NULL, or a handle of another kind is
- * TUTTI_INVALID_ARGUMENT, never a crash.
+ * Handles. Groups, requests, dicts, layouts, queues, capture sessions, plans and transfers are opaque; never look behind
+ * the pointer. They may be used from any thread. Destroying one twice succeeds; any other use of a destroyed handle,
+ * NULL, or a handle of another kind is TUTTI_INVALID_ARGUMENT, never a crash.
  *
  * Results go through out-parameters, which are written only on success; a handle is set to NULL on failure. An
  * out-parameter may be NULL only where its function says so.
@@ -92,6 +92,26 @@
     { sizeof(tutti_call_t), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL, NULL, 0 }
 #define TUTTI_FAILURE_INIT \
     { sizeof(tutti_failure_t), 0, 0, 0, 0 }
+#define TUTTI_MESH_INIT \
+    { sizeof(tutti_mesh_t), NULL, 0, NULL, 0 }
+#define TUTTI_PLACEMENT_INIT \
+    { sizeof(tutti_placement_t), 0, 0, 0, 0, 0, NULL, 0 }
+#define TUTTI_TENSOR_LAYOUT_INIT \
+    { sizeof(tutti_tensor_layout_t), 0, NULL, NULL, 0 }
+#define TUTTI_TRANSFER_ITEM_INIT \
+    { sizeof(tutti_transfer_item_t), NULL, NULL, 0, NULL, NULL, 0 }
+#define TUTTI_TRANSFER_OPTIONS_INIT \
+    { sizeof(tutti_transfer_options_t), 0, 0, 0, 0 }
+#define TUTTI_TRANSFER_TOTALS_INIT \
+    { sizeof(tutti_transfer_totals_t), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+#define TUTTI_TRANSFER_LOAD_INIT \
+    { sizeof(tutti_transfer_load_t), 0, 0, 0, 0, 0, 0, 0, 0 }
+#define TUTTI_TRANSFER_CHUNK_INIT \
+    { sizeof(tutti_transfer_chunk_t), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL, 0, 0, 0, 0, 0, 0 }
+#define TUTTI_TRANSFER_BUCKET_INIT \
+    { sizeof(tutti_transfer_bucket_t), 0, 0, NULL, 0, 0, 0, 0, 0, NULL, 0, NULL }
+#define TUTTI_TRANSFER_PROGRESS_INIT \
+    { sizeof(tutti_transfer_progress_t), 0, 0, 0, 0, 0, 0, 0 }
 
 
 /// The call did what it says.
@@ -277,13 +297,13 @@
 /// Served without a copy either way.
 #define TUTTI_MODE_BOTH 3
 
-/// tutti_explain and tutti_layout_draw write a table for people.
+/// tutti_explain, tutti_layout_draw and tutti_transfer_plan_report write a table for people.
 #define TUTTI_FORMAT_TEXT 0
 
-/// tutti_explain and tutti_layout_draw write one JSON object.
+/// tutti_explain, tutti_layout_draw and tutti_transfer_plan_report write one JSON object.
 #define TUTTI_FORMAT_JSON 1
 
-/// tutti_layout_draw writes an SVG picture.
+/// tutti_layout_draw draws the layout as an SVG picture, tutti_transfer_plan_report who sends how much to whom.
 #define TUTTI_FORMAT_SVG 2
 
 /// Kind of group: tensor parallel.
@@ -334,6 +354,57 @@
 /// Bytes of a unique id.
 #define TUTTI_UNIQUE_ID_BYTES 128
 
+/// Placement: every coordinate of the mesh dimension holds the same.
+#define TUTTI_REPLICATE 0
+
+/// Placement: the coordinates of the mesh dimension hold consecutive parts of one tensor dimension.
+#define TUTTI_SHARD 1
+
+/// Placement of a source: every coordinate of the mesh dimension holds an addend of the same elements.
+#define TUTTI_PARTIAL 2
+
+/// Split: ceil(length / parts) each until nothing is left, as torch.chunk does; trailing parts may be empty.
+#define TUTTI_SPLIT_CEIL 0
+
+/// Split: the first length % parts get one more than the others.
+#define TUTTI_SPLIT_BALANCED 1
+
+/// Split: the given sizes; 0 is allowed.
+#define TUTTI_SPLIT_EXPLICIT 2
+
+/// Transport: from one rank to one other.
+#define TUTTI_TRANSPORT_P2P 0
+
+/// Transport: from one rank to several others.
+#define TUTTI_TRANSPORT_BROADCAST 1
+
+/// Transport: within a rank.
+#define TUTTI_TRANSPORT_LOCAL 2
+
+/// Transport: to nobody yet; contributions that are added up onto the members of a group.
+#define TUTTI_TRANSPORT_NONE 3
+
+/// Transfer: not started.
+#define TUTTI_TRANSFER_IDLE 0
+
+/// Transfer: the ranks compare their plans; nothing has moved.
+#define TUTTI_TRANSFER_CHECKING 1
+
+/// Transfer: buckets move.
+#define TUTTI_TRANSFER_MOVING 2
+
+/// Transfer: all that this rank sends, receives and copies is over.
+#define TUTTI_TRANSFER_DONE 3
+
+/// Transfer: it failed.
+#define TUTTI_TRANSFER_FAILED 4
+
+/// Side of a tensor: where it is.
+#define TUTTI_SOURCE 0
+
+/// Side of a tensor: where it shall be.
+#define TUTTI_TARGET 1
+
 /// A capture session. May be used from any thread.
 struct tutti_capture;
 
@@ -355,6 +426,12 @@ struct tutti_queue;
 
 /// A started call. May be used from any thread.
 struct tutti_request;
+
+/// A plan that is carried out over a group, and this rank's memory for it. May be used from any thread.
+struct tutti_transfer;
+
+/// How tensors get from one layout to another: pure data, the same on every rank. May be used from any thread.
+struct tutti_transfer_plan;
 
 /// What a call came to: TUTTI_SUCCESS, TUTTI_INVALID_ARGUMENT and so on.
 typedef int32_t tutti_status_t;
@@ -619,6 +696,310 @@ typedef struct tutti_queue tutti_queue_t;
 
 /// See struct tutti_capture.
 typedef struct tutti_capture tutti_capture_t;
+
+/// Ranks in a grid.
+///
+/// Initialise with TUTTI_MESH_INIT.
+struct tutti_mesh {
+    /// sizeof(tutti_mesh_t) as the caller was compiled.
+    size_t struct_size;
+    /// The grid's dimensions, each at least 1; up to 16.
+    const size_t *dims;
+    /// How many dimensions. 0: one rank.
+    size_t dim_count;
+    /// The ranks, row-major: any ranks of the group in any order, each once.
+    const int32_t *ranks;
+    /// The product of dims.
+    size_t rank_count;
+};
+
+/// See struct tutti_mesh.
+typedef struct tutti_mesh tutti_mesh_t;
+
+/// What one mesh dimension does to a tensor.
+///
+/// Initialise with TUTTI_PLACEMENT_INIT, every element of an array too.
+struct tutti_placement {
+    /// sizeof(tutti_placement_t) as the caller was compiled.
+    size_t struct_size;
+    /// TUTTI_REPLICATE, TUTTI_SHARD or TUTTI_PARTIAL.
+    int32_t kind;
+    /// Shard: the tensor dimension.
+    int32_t dim;
+    /// Partial: TUTTI_SUM and so on. Sum and avg may meet on one tensor; no other two may.
+    int32_t op;
+    /// Shard: TUTTI_SPLIT_CEIL, TUTTI_SPLIT_BALANCED or TUTTI_SPLIT_EXPLICIT.
+    int32_t split;
+    /// Shard: where several mesh dimensions split one tensor dimension, the lowest order splits first (outermost);
+    /// equal orders split in the order of the mesh.
+    int32_t order;
+    /// Explicit split: the sizes. One for every coordinate, or, where other mesh dimensions split the tensor dimension
+    /// before, one for every (outer part in order, own coordinate).
+    const size_t *sizes;
+    /// How many sizes.
+    size_t size_count;
+};
+
+/// See struct tutti_placement.
+typedef struct tutti_placement tutti_placement_t;
+
+/// Where a tensor lies.
+///
+/// Initialise with TUTTI_TENSOR_LAYOUT_INIT.
+struct tutti_tensor_layout {
+    /// sizeof(tutti_tensor_layout_t) as the caller was compiled.
+    size_t struct_size;
+    /// The type of the elements there: TUTTI_FLOAT32 and so on.
+    int32_t dtype;
+    /// The ranks. Several layouts may point to one mesh.
+    const tutti_mesh_t *mesh;
+    /// One for every mesh dimension.
+    const tutti_placement_t *placements;
+    /// How many: the mesh's dim_count.
+    size_t placement_count;
+};
+
+/// See struct tutti_tensor_layout.
+typedef struct tutti_tensor_layout tutti_tensor_layout_t;
+
+/// One tensor to move.
+///
+/// Initialise with TUTTI_TRANSFER_ITEM_INIT, every element of an array too.
+struct tutti_transfer_item {
+    /// sizeof(tutti_transfer_item_t) as the caller was compiled.
+    size_t struct_size;
+    /// A name for texts, or NULL.
+    const char *name;
+    /// The whole tensor's shape; up to 16 dimensions, 0 allowed.
+    const size_t *shape;
+    /// How many dimensions. 0: one element.
+    size_t dim_count;
+    /// Where it is.
+    const tutti_tensor_layout_t *source;
+    /// Where it shall be.
+    const tutti_tensor_layout_t *target;
+    /// The type that travels: TUTTI_FLOAT16 and so on. 0: the narrower of both types, the source's if they are equally
+    /// wide. Elements go from the source's type to this one to the target's, also where they do not leave their rank.
+    int32_t wire_dtype;
+};
+
+/// See struct tutti_transfer_item.
+typedef struct tutti_transfer_item tutti_transfer_item_t;
+
+/// How to plan. All zero but struct_size, or a NULL pointer: the defaults. The same on all ranks.
+///
+/// Initialise with TUTTI_TRANSFER_OPTIONS_INIT.
+struct tutti_transfer_options {
+    /// sizeof(tutti_transfer_options_t) as the caller was compiled.
+    size_t struct_size;
+    /// No bucket holds more bytes. Default 16 MiB; at least 16, and 16 for every contributor to a sum.
+    uint64_t bucket_bytes;
+    /// No rank stages more bytes at any time. Default twice the bucket bytes for each bucket in flight; at least two
+    /// buckets, which become smaller to fit.
+    uint64_t staging_bytes;
+    /// Pieces of so many bytes or less are not cut just to balance senders. Default 4096.
+    uint64_t split_bytes;
+    /// The most buckets that a rank has begun and not finished. Default 4.
+    uint32_t in_flight;
+};
+
+/// See struct tutti_transfer_options.
+typedef struct tutti_transfer_options tutti_transfer_options_t;
+
+/// See struct tutti_transfer_plan.
+typedef struct tutti_transfer_plan tutti_transfer_plan_t;
+
+/// What a plan does in all, in bytes of payload, beside what no plan could do with less.
+///
+/// Initialise with TUTTI_TRANSFER_TOTALS_INIT.
+struct tutti_transfer_totals {
+    /// sizeof(tutti_transfer_totals_t) as the caller was compiled.
+    size_t struct_size;
+    /// Tensors.
+    uint64_t items;
+    /// Ranks that the descriptions name.
+    uint64_t ranks;
+    /// Chunks.
+    uint64_t chunks;
+    /// Buckets, of all transports.
+    uint64_t buckets;
+    /// Buckets of TUTTI_TRANSPORT_P2P.
+    uint64_t p2p_buckets;
+    /// Buckets of TUTTI_TRANSPORT_BROADCAST.
+    uint64_t broadcast_buckets;
+    /// Buckets of TUTTI_TRANSPORT_LOCAL.
+    uint64_t local_buckets;
+    /// Buckets of TUTTI_TRANSPORT_NONE.
+    uint64_t reduce_buckets;
+    /// Different sets of ranks that broadcast or reduce together.
+    uint64_t groups;
+    /// Received by targets over the wire.
+    uint64_t wire;
+    /// What targets lack.
+    uint64_t wire_bound;
+    /// Sent by sources, a broadcast counted once.
+    uint64_t injected;
+    /// What must leave its holders at least once.
+    uint64_t injection_bound;
+    /// Contributions that travel to be reduced.
+    uint64_t reduced;
+    /// One contribution less than there are, for every element that is reduced.
+    uint64_t reduce_bound;
+    /// Copied within ranks.
+    uint64_t local;
+    /// The most that one rank sends.
+    uint64_t largest_send;
+    /// The least that the busiest sender can send, however replicas share the work.
+    uint64_t send_bound;
+    /// The most that one rank receives.
+    uint64_t largest_receive;
+    /// The most that one rank lacks.
+    uint64_t receive_bound;
+    /// The most that one rank stages.
+    uint64_t staging;
+    /// What it may stage.
+    uint64_t staging_cap;
+    /// Buckets in flight on a rank.
+    uint32_t in_flight;
+};
+
+/// See struct tutti_transfer_totals.
+typedef struct tutti_transfer_totals tutti_transfer_totals_t;
+
+/// What one rank does, in bytes of payload.
+///
+/// Initialise with TUTTI_TRANSFER_LOAD_INIT.
+struct tutti_transfer_load {
+    /// sizeof(tutti_transfer_load_t) as the caller was compiled.
+    size_t struct_size;
+    /// Buckets in which it takes part.
+    uint64_t operations;
+    /// Sent to targets; a broadcast counts once.
+    uint64_t sent;
+    /// Received for its targets.
+    uint64_t received;
+    /// What its targets need and its sources do not have.
+    uint64_t receive_bound;
+    /// Copied within the rank.
+    uint64_t local;
+    /// Contributions it sends to be reduced on others.
+    uint64_t reduce_sent;
+    /// Contributions it receives to reduce them.
+    uint64_t reduce_received;
+    /// The most it stages at once.
+    uint64_t staging;
+};
+
+/// See struct tutti_transfer_load.
+typedef struct tutti_transfer_load tutti_transfer_load_t;
+
+/// A box of one tensor that moves as part of one bucket. Its arrays belong to the plan, and live as long.
+///
+/// Initialise with TUTTI_TRANSFER_CHUNK_INIT.
+struct tutti_transfer_chunk {
+    /// sizeof(tutti_transfer_chunk_t) as the caller was compiled.
+    size_t struct_size;
+    /// The tensor, as an index into the items.
+    size_t item;
+    /// The bucket it moves in.
+    size_t bucket;
+    /// TUTTI_TRANSPORT_P2P and so on.
+    int32_t transport;
+    /// The rank that sends it; with TUTTI_TRANSPORT_NONE, the rank that it is reduced onto.
+    int32_t source;
+    /// 1 if the asking rank reads the elements, else 0.
+    int32_t is_source;
+    /// 1 if the asking rank writes the elements to its target, else 0.
+    int32_t is_target;
+    /// The ranks that write it, ascending; with TUTTI_TRANSPORT_LOCAL the source.
+    const int32_t *targets;
+    /// How many.
+    size_t target_count;
+    /// The ranks that contribute, only with TUTTI_TRANSPORT_NONE.
+    const int32_t *contributors;
+    /// How many.
+    size_t contributor_count;
+    /// The first index of the box in the whole tensor, for every dimension.
+    const uint64_t *start;
+    /// The extent of the box.
+    const uint64_t *extent;
+    /// The tensor's dimensions.
+    size_t dim_count;
+    /// Its bytes in the bucket.
+    uint64_t bytes;
+    /// Where in the bucket they begin; a multiple of 16.
+    uint64_t offset;
+    /// The bucket whose sums it reads instead of the source tensor, or -1.
+    int64_t reduced_bucket;
+    /// Where in that bucket.
+    uint64_t reduced_offset;
+    /// The type of its elements in the bucket.
+    int32_t dtype;
+};
+
+/// See struct tutti_transfer_chunk.
+typedef struct tutti_transfer_chunk tutti_transfer_chunk_t;
+
+/// What moves at once. Its arrays belong to the plan, and live as long.
+///
+/// Initialise with TUTTI_TRANSFER_BUCKET_INIT.
+struct tutti_transfer_bucket {
+    /// sizeof(tutti_transfer_bucket_t) as the caller was compiled.
+    size_t struct_size;
+    /// TUTTI_TRANSPORT_P2P and so on.
+    int32_t transport;
+    /// The rank that sends; with TUTTI_TRANSPORT_NONE the first contributor.
+    int32_t source;
+    /// The ranks that receive, ascending, never the source.
+    const int32_t *targets;
+    /// How many.
+    size_t target_count;
+    /// Bytes of its chunks and of the gaps between them.
+    uint64_t bytes;
+    /// Its first chunk.
+    size_t first_chunk;
+    /// How many chunks it has.
+    size_t chunk_count;
+    /// The bucket whose sums it reads, which its source must have finished; -1: none.
+    int64_t after;
+    /// With TUTTI_TRANSPORT_NONE the ranks that contribute, in the order in which contributions are added.
+    const int32_t *members;
+    /// How many.
+    size_t member_count;
+    /// Where the block of each member begins in the bucket, and the end: member_count + 1 numbers.
+    const uint64_t *blocks;
+};
+
+/// See struct tutti_transfer_bucket.
+typedef struct tutti_transfer_bucket tutti_transfer_bucket_t;
+
+/// See struct tutti_transfer.
+typedef struct tutti_transfer tutti_transfer_t;
+
+/// How far a transfer has come on this rank.
+///
+/// Initialise with TUTTI_TRANSFER_PROGRESS_INIT.
+struct tutti_transfer_progress {
+    /// sizeof(tutti_transfer_progress_t) as the caller was compiled.
+    size_t struct_size;
+    /// TUTTI_TRANSFER_IDLE and so on.
+    int32_t phase;
+    /// After a failure the rank that is missing, lost, aborting or disagreeing; -1: none named.
+    int32_t failed_rank;
+    /// This rank's buckets that are over.
+    uint64_t buckets_done;
+    /// This rank's buckets.
+    uint64_t buckets;
+    /// Bytes in those that are over.
+    uint64_t bytes_done;
+    /// Bytes in all.
+    uint64_t bytes;
+    /// Bytes of memory for staging now.
+    uint64_t staged;
+};
+
+/// See struct tutti_transfer_progress.
+typedef struct tutti_transfer_progress tutti_transfer_progress_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1630,6 +2011,215 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_capture_abort(tutti_capture_t *cap
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a session); TUTTI_INVALID_USAGE (forked process).
 TUTTI_API tutti_status_t tutti_capture_destroy(tutti_capture_t *capture);
+
+/// Plans how tensors get from one layout to another. Local and pure: every rank that passes the same gets the same.
+///
+/// items[0] to items[count - 1]: the tensors; names, layouts, meshes and everything they point to are read before the
+/// function returns and never after. size: ranks of the group that will carry the plan out; meshes name its ranks.
+/// options: NULL for the defaults. *plan gets a handle that the caller must destroy with tutti_transfer_plan_destroy,
+/// NULL on failure. Takes no group, moves nothing; any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (a description that does not add up, naming the tensor);
+/// TUTTI_UNSUPPORTED (a target that is Partial, a cast between types that are not both floats, more than 8388608
+/// chunks); TUTTI_OUT_OF_MEMORY; TUTTI_INVALID_USAGE (forked process); TUTTI_INTERNAL_ERROR.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_plan_create(const tutti_transfer_item_t *items,
+                                          size_t count,
+                                          int32_t size,
+                                          const tutti_transfer_options_t *options,
+                                          tutti_transfer_plan_t **plan);
+
+/// Frees a plan. Transfers made of it go on; records of it are gone. Destroying NULL or a destroyed plan succeeds.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a plan); TUTTI_INVALID_USAGE (forked process).
+TUTTI_API tutti_status_t tutti_transfer_plan_destroy(tutti_transfer_plan_t *plan);
+
+/// Writes the 16 bytes that tell plans apart: equal where layouts, options and everything in the plan are. Names,
+/// strides and memory are not part of it. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_transfer_plan_hash(const tutti_transfer_plan_t *plan, uint8_t *hash);
+
+/// Writes what the plan does in all. Any thread. Set totals->struct_size before (TUTTI_TRANSFER_TOTALS_INIT does).
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_plan_totals(const tutti_transfer_plan_t *plan,
+                                          tutti_transfer_totals_t *totals);
+
+/// Writes what one rank does; any rank's, from anywhere. All zero for one that takes no part. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_plan_load(const tutti_transfer_plan_t *plan,
+                                        int32_t rank,
+                                        tutti_transfer_load_t *load);
+
+/// Writes one chunk: index 0 to chunks - 1 of tutti_transfer_plan_totals, those of one bucket one after the other.
+///
+/// rank: whose is_source and is_target are wanted; any rank, from anywhere. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_plan_chunk(const tutti_transfer_plan_t *plan,
+                                         size_t index,
+                                         int32_t rank,
+                                         tutti_transfer_chunk_t *chunk);
+
+/// Writes one bucket: index 0 to buckets - 1 of tutti_transfer_plan_totals, in the one order in which every rank goes
+/// through its own. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_plan_bucket(const tutti_transfer_plan_t *plan,
+                                          size_t index,
+                                          tutti_transfer_bucket_t *bucket);
+
+/// Writes which bucket is a rank's operation number `index`, 0 to operations - 1 of tutti_transfer_plan_load. Any
+/// rank's, from anywhere; any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_plan_operation(const tutti_transfer_plan_t *plan,
+                                             int32_t rank,
+                                             size_t index,
+                                             size_t *bucket);
+
+/// Writes which box of a tensor a rank holds (or contributes to): what memory for tutti_transfer_bind is needed.
+///
+/// side: TUTTI_SOURCE or TUTTI_TARGET. start, extent: room for the tensor's dimensions each, or NULL. *elements gets
+/// the elements of the box, 0 also where the rank is not in the mesh; NULL if not wanted. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_plan_region(const tutti_transfer_plan_t *plan,
+                                          size_t item,
+                                          int32_t side,
+                                          int32_t rank,
+                                          uint64_t *start,
+                                          uint64_t *extent,
+                                          uint64_t *elements);
+
+/// Writes the plan for people and programs: TUTTI_FORMAT_TEXT a table, TUTTI_FORMAT_JSON one object, TUTTI_FORMAT_SVG
+/// a picture of who sends how much to whom.
+///
+/// rank: -1 for the whole plan; a rank with TUTTI_FORMAT_TEXT for its operations. text, capacity, needed: see "Texts"
+/// at the top of this header. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_plan_report(const tutti_transfer_plan_t *plan,
+                                          int32_t rank,
+                                          int32_t format,
+                                          char *text,
+                                          size_t capacity,
+                                          size_t *needed);
+
+/// Makes a transfer of a group by a plan of its size. Local. The transfer keeps what it needs of both.
+///
+/// *transfer gets a handle that the caller must destroy with tutti_transfer_destroy, NULL on failure. A transfer may be
+/// started again and again, with the same memory or other.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a plan or a group, or the group has another size);
+/// TUTTI_INVALID_USAGE (forked process); TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_create(const tutti_transfer_plan_t *plan,
+                                     tutti_group_t *group,
+                                     tutti_transfer_t **transfer);
+
+/// Says where this rank's part of a tensor lies.
+///
+/// source, target: the addresses of the first element of the boxes that tutti_transfer_plan_region names; NULL where the
+/// rank has no part, or to leave that side as it is. source_strides, target_strides: the distance of neighbours in
+/// elements, for every dimension of the tensor; NULL: contiguous, row-major. A source may have any strides; a target
+/// none by which two elements could share an address. The memory must stay until it is bound anew or the transfer is
+/// destroyed. Not while the transfer goes on.
+///
+/// A target may overlap no other memory of the transfer, with one exception: a tensor whose source and target are the
+/// same box of the same type here may stay where it is, with equal addresses and strides. Overlaps are found by
+/// tutti_transfer_start.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or the transfer goes on).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_bind(tutti_transfer_t *transfer,
+                                   size_t item,
+                                   const void *source,
+                                   const int64_t *source_strides,
+                                   void *target,
+                                   const int64_t *target_strides);
+
+/// Begins the transfer; go on with tutti_transfer_poll or tutti_transfer_wait.
+///
+/// stream: NULL on CPU groups. Every rank of the group must start, also one that moves nothing: at the first start the
+/// ranks compare their plans, which takes a turn among the group's calls. Sources may not be written and targets not
+/// touched until the transfer is over. One after another, a transfer may be started any number of times; several
+/// transfers of a group may go on at once if all ranks first start them in one order.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (a tensor without memory, memory that overlaps, a stream), and nothing
+/// has happened; TUTTI_INVALID_USAGE (forked process, an open batch, it goes on already, or another thread is inside a
+/// call of the group); or the group's failure.
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_transfer_start(tutti_transfer_t *transfer, void *stream);
+
+/// Goes on with the transfer as far as possible without waiting, and says how far it is.
+///
+/// progress: written whatever the transfer's state, also when it has failed; NULL if not wanted. Repeatable; any thread.
+///
+/// Returns TUTTI_IN_PROGRESS; TUTTI_SUCCESS when all that this rank sends, receives and copies is over;
+/// TUTTI_MISMATCH if a rank's plan differs, which it names: then nothing has moved anywhere and the group lives on; the
+/// group's failure, as tutti_group_check: which targets are complete tells tutti_transfer_written; TUTTI_UNSUPPORTED (no
+/// communicator of the group serves sends); TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it was not
+/// started, or this thread has a batch open).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_poll(tutti_transfer_t *transfer,
+                                   tutti_transfer_progress_t *progress);
+
+/// Waits until the transfer is over.
+///
+/// timeout_ms: how long this wait may take, in milliseconds; TUTTI_TIMEOUT_DEFAULT and TUTTI_TIMEOUT_NEVER: until the
+/// transfer is over or has failed. When it ends first nothing has failed. The deadline of the group is another: it begins
+/// for every message when this rank gets to it. Any thread; tutti_transfer_abort from another ends the wait.
+///
+/// Returns what tutti_transfer_poll returns, TUTTI_IN_PROGRESS when timeout_ms ended first.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_wait(tutti_transfer_t *transfer,
+                                   int64_t timeout_ms);
+
+/// Writes how many bytes of a tensor's target were written on this rank since the start, and how many will be.
+///
+/// Elements count when their bucket is over. After a failure a target of which less than all was written holds a
+/// mixture of old and new. written, bytes: NULL if not wanted. Any thread.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_written(tutti_transfer_t *transfer,
+                                      size_t item,
+                                      uint64_t *written,
+                                      uint64_t *bytes);
+
+/// Ends a transfer that goes on, by aborting its group: every rank gets TUTTI_ABORTED. One that does not go on is left
+/// alone. Local; any thread, while another waits too.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process).
+TUTTI_API tutti_status_t tutti_transfer_abort(tutti_transfer_t *transfer);
+
+/// Frees a transfer. One that goes on aborts its group first, because other ranks count on this one. Destroying NULL or
+/// a destroyed transfer succeeds. When it returns nothing touches the bound memory any more.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a transfer); TUTTI_INVALID_USAGE (forked process).
+TUTTI_API tutti_status_t tutti_transfer_destroy(tutti_transfer_t *transfer);
 
 #ifdef __cplusplus
 }  // extern "C"

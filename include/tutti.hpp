@@ -1,9 +1,9 @@
 /* tutti.hpp: libtutti for C++17. Header-only, over tutti.h, which has the contract of every call.
  *
- * Owners (Group, Request, Layout, Dict, Queue, Memory, Capture) are move-only and free what they own; GroupRef is a group somebody else
- * owns, as a string_view is to a string. What fails throws tutti::Error with the status and the library's sentence;
- * whoever wants no exceptions passes get() to the C functions. Element types of pointers become dtypes by
- * themselves: all_reduce(float *, count); for others name the dtype. */
+ * Owners (Group, Request, Layout, Dict, Queue, Memory, Capture, TransferPlan, Transfer) are move-only and free what they
+ * own; GroupRef is a group somebody else owns, as a string_view is to a string. What fails throws tutti::Error with the
+ * status and the library's sentence; whoever wants no exceptions passes get() to the C functions. Element types of
+ * pointers become dtypes by themselves: all_reduce(float *, count); for others name the dtype. */
 #ifndef TUTTI_HPP
 #define TUTTI_HPP
 
@@ -1055,6 +1055,242 @@ public:
 
 private:
     tutti_capture_t *raw_ = nullptr;
+};
+
+/// Ranks in a grid, row-major.
+struct Mesh {
+    std::vector<std::size_t> dims;
+    std::vector<std::int32_t> ranks;
+};
+
+/// What one mesh dimension does to a tensor.
+struct Placement {
+    std::int32_t kind = TUTTI_REPLICATE;
+    std::int32_t dim = 0;
+    Op op = Op::sum;
+    std::int32_t split = TUTTI_SPLIT_CEIL;
+    std::int32_t order = 0;
+    std::vector<std::size_t> sizes;
+
+    [[nodiscard]] static Placement replicate() { return {}; }
+    /// As torch.chunk splits; order: see tutti_placement_t.
+    [[nodiscard]] static Placement shard(int dim, int order = 0) {
+        return {TUTTI_SHARD, dim, Op::sum, TUTTI_SPLIT_CEIL, order, {}};
+    }
+    /// Sizes that differ by one at most.
+    [[nodiscard]] static Placement balanced(int dim, int order = 0) {
+        return {TUTTI_SHARD, dim, Op::sum, TUTTI_SPLIT_BALANCED, order, {}};
+    }
+    [[nodiscard]] static Placement uneven(int dim, std::vector<std::size_t> sizes, int order = 0) {
+        return {TUTTI_SHARD, dim, Op::sum, TUTTI_SPLIT_EXPLICIT, order, std::move(sizes)};
+    }
+    /// Of a source: contributions that are added up.
+    [[nodiscard]] static Placement partial(Op op = Op::sum) { return {TUTTI_PARTIAL, 0, op, TUTTI_SPLIT_CEIL, 0, {}}; }
+};
+
+/// Where a tensor lies: one placement for every mesh dimension.
+struct TensorLayout {
+    DType dtype = DType::float32;
+    Mesh mesh;
+    std::vector<Placement> placements;
+};
+
+/// One tensor to move.
+struct TransferItem {
+    std::string name;
+    std::vector<std::size_t> shape;
+    TensorLayout source;
+    TensorLayout target;
+    std::optional<DType> wire;
+};
+
+/// Zero is the default.
+struct TransferOptions {
+    std::uint64_t bucket_bytes = 0;
+    std::uint64_t staging_bytes = 0;
+    std::uint64_t split_bytes = 0;
+    std::uint32_t in_flight = 0;
+};
+
+enum class Side : std::int32_t { source = TUTTI_SOURCE, target = TUTTI_TARGET };
+
+/// A box of a tensor.
+struct Region {
+    std::vector<std::uint64_t> start;
+    std::vector<std::uint64_t> extent;
+    std::uint64_t elements = 0;
+};
+
+/// How tensors get from one layout to another: pure data, the same on every rank.
+class [[nodiscard]] TransferPlan {
+public:
+    /// size: ranks of the group that will carry it out. Local.
+    TransferPlan(const std::vector<TransferItem> &items, int size, const TransferOptions &options = {}) {
+        // Inner vectors do not move any more once all are filled, so what points into them stays right.
+        std::deque<Sides> sides;
+        std::vector<tutti_transfer_item_t> raw;
+        raw.reserve(items.size());
+        for (const TransferItem &item : items) {
+            Sides &both = sides.emplace_back(item);
+            tutti_transfer_item_t one = TUTTI_TRANSFER_ITEM_INIT;
+            one.name = item.name.c_str();
+            one.shape = item.shape.data();
+            one.dim_count = item.shape.size();
+            one.source = &both.source.layout;
+            one.target = &both.target.layout;
+            one.wire_dtype = item.wire ? static_cast<std::int32_t>(*item.wire) : 0;
+            raw.push_back(one);
+            dims_.push_back(item.shape.size());
+        }
+        tutti_transfer_options_t how = TUTTI_TRANSFER_OPTIONS_INIT;
+        how.bucket_bytes = options.bucket_bytes;
+        how.staging_bytes = options.staging_bytes;
+        how.split_bytes = options.split_bytes;
+        how.in_flight = options.in_flight;
+        detail::check(tutti_transfer_plan_create(raw.data(), raw.size(), size, &how, &raw_));
+    }
+    TransferPlan(TransferPlan &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)), dims_(std::move(other.dims_)) {}
+    TransferPlan &operator=(TransferPlan &&other) noexcept {
+        std::swap(raw_, other.raw_);
+        std::swap(dims_, other.dims_);
+        return *this;
+    }
+    ~TransferPlan() {
+        if (raw_ != nullptr) tutti_transfer_plan_destroy(raw_);
+    }
+
+    [[nodiscard]] std::array<std::uint8_t, 16> hash() const {
+        std::array<std::uint8_t, 16> hash{};
+        detail::check(tutti_transfer_plan_hash(raw_, hash.data()));
+        return hash;
+    }
+    [[nodiscard]] tutti_transfer_totals_t totals() const {
+        tutti_transfer_totals_t totals = TUTTI_TRANSFER_TOTALS_INIT;
+        detail::check(tutti_transfer_plan_totals(raw_, &totals));
+        return totals;
+    }
+    [[nodiscard]] tutti_transfer_load_t load(int rank) const {
+        tutti_transfer_load_t load = TUTTI_TRANSFER_LOAD_INIT;
+        detail::check(tutti_transfer_plan_load(raw_, rank, &load));
+        return load;
+    }
+    /// Its arrays live as long as the plan; so do those of a bucket.
+    [[nodiscard]] tutti_transfer_chunk_t chunk(std::size_t index, int rank = 0) const {
+        tutti_transfer_chunk_t chunk = TUTTI_TRANSFER_CHUNK_INIT;
+        detail::check(tutti_transfer_plan_chunk(raw_, index, rank, &chunk));
+        return chunk;
+    }
+    [[nodiscard]] tutti_transfer_bucket_t bucket(std::size_t index) const {
+        tutti_transfer_bucket_t bucket = TUTTI_TRANSFER_BUCKET_INIT;
+        detail::check(tutti_transfer_plan_bucket(raw_, index, &bucket));
+        return bucket;
+    }
+    [[nodiscard]] std::size_t operation(int rank, std::size_t index) const {
+        std::size_t bucket = 0;
+        detail::check(tutti_transfer_plan_operation(raw_, rank, index, &bucket));
+        return bucket;
+    }
+    /// What a rank holds of a tensor; no elements where it is not in the mesh.
+    [[nodiscard]] Region region(std::size_t item, Side side, int rank) const {
+        const std::size_t dims = item < dims_.size() ? dims_[item] : 0;
+        Region region{std::vector<std::uint64_t>(dims), std::vector<std::uint64_t>(dims), 0};
+        detail::check(tutti_transfer_plan_region(raw_, item, static_cast<std::int32_t>(side), rank, region.start.data(),
+                                                 region.extent.data(), &region.elements));
+        return region;
+    }
+    /// format: TUTTI_FORMAT_TEXT, TUTTI_FORMAT_JSON or TUTTI_FORMAT_SVG; rank: -1, or one rank's operations as text.
+    [[nodiscard]] std::string report(std::int32_t format = TUTTI_FORMAT_TEXT, int rank = -1) const {
+        return detail::text([&](char *text, std::size_t capacity, std::size_t *needed) {
+            return tutti_transfer_plan_report(raw_, rank, format, text, capacity, needed);
+        });
+    }
+    [[nodiscard]] tutti_transfer_plan_t *get() const noexcept { return raw_; }
+
+private:
+    struct LayoutInC {
+        explicit LayoutInC(const TensorLayout &from) {
+            mesh.dims = from.mesh.dims.data();
+            mesh.dim_count = from.mesh.dims.size();
+            mesh.ranks = from.mesh.ranks.data();
+            mesh.rank_count = from.mesh.ranks.size();
+            for (const Placement &placement : from.placements) {
+                tutti_placement_t one = TUTTI_PLACEMENT_INIT;
+                one.kind = placement.kind;
+                one.dim = placement.dim;
+                one.op = static_cast<std::int32_t>(placement.op);
+                one.split = placement.split;
+                one.order = placement.order;
+                one.sizes = placement.sizes.data();
+                one.size_count = placement.sizes.size();
+                placements.push_back(one);
+            }
+            layout.dtype = static_cast<std::int32_t>(from.dtype);
+            layout.mesh = &mesh;
+            layout.placements = placements.data();
+            layout.placement_count = placements.size();
+        }
+        LayoutInC(const LayoutInC &) = delete;
+        LayoutInC &operator=(const LayoutInC &) = delete;
+
+        tutti_mesh_t mesh = TUTTI_MESH_INIT;
+        std::vector<tutti_placement_t> placements;
+        tutti_tensor_layout_t layout = TUTTI_TENSOR_LAYOUT_INIT;
+    };
+    struct Sides {
+        explicit Sides(const TransferItem &item) : source(item.source), target(item.target) {}
+        LayoutInC source;
+        LayoutInC target;
+    };
+
+    tutti_transfer_plan_t *raw_ = nullptr;
+    std::vector<std::size_t> dims_;
+};
+
+/// A plan carried out over a group. Destroying one that goes on aborts its group.
+class [[nodiscard]] Transfer {
+public:
+    Transfer(const TransferPlan &plan, GroupRef group) {
+        detail::check(tutti_transfer_create(plan.get(), group.get(), &raw_));
+    }
+    Transfer(Transfer &&other) noexcept : raw_(std::exchange(other.raw_, nullptr)) {}
+    Transfer &operator=(Transfer &&other) noexcept {
+        std::swap(raw_, other.raw_);
+        return *this;
+    }
+    ~Transfer() {
+        if (raw_ != nullptr) tutti_transfer_destroy(raw_);
+    }
+
+    /// nullptr where this rank has no part. Strides in elements, one for every dimension; empty: contiguous.
+    void bind(std::size_t item, const void *source, void *target, const std::vector<std::int64_t> &source_strides = {},
+              const std::vector<std::int64_t> &target_strides = {}) {
+        detail::check(tutti_transfer_bind(raw_, item, source, source_strides.empty() ? nullptr : source_strides.data(),
+                                          target, target_strides.empty() ? nullptr : target_strides.data()));
+    }
+    void start(void *stream = nullptr) { detail::check(tutti_transfer_start(raw_, stream)); }
+    /// Whether it is over. Goes on without waiting.
+    [[nodiscard]] bool poll(tutti_transfer_progress_t *progress = nullptr) {
+        return is_over(tutti_transfer_poll(raw_, progress));
+    }
+    /// False if the timeout ended first.
+    bool wait(Timeout timeout = never) { return is_over(tutti_transfer_wait(raw_, timeout.count())); }
+    /// Bytes of a target that were written, and all that will be.
+    [[nodiscard]] std::pair<std::uint64_t, std::uint64_t> written(std::size_t item) const {
+        std::pair<std::uint64_t, std::uint64_t> bytes;
+        detail::check(tutti_transfer_written(raw_, item, &bytes.first, &bytes.second));
+        return bytes;
+    }
+    void abort() { detail::check(tutti_transfer_abort(raw_)); }
+    [[nodiscard]] tutti_transfer_t *get() const noexcept { return raw_; }
+
+private:
+    static bool is_over(tutti_status_t status) {
+        if (status == TUTTI_IN_PROGRESS) return false;
+        detail::check(status);
+        return true;
+    }
+
+    tutti_transfer_t *raw_ = nullptr;
 };
 
 }  // namespace tutti

@@ -19,8 +19,9 @@ from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint8
 from enum import IntEnum
 
 __all__ = [
-    "Batch", "Capture", "Collective", "DType", "Dict", "Error", "Failure", "Group", "Kind", "Layout", "Mode", "Op", "Queue", "Request",
-    "Status", "Tensor", "World", "find_group", "library_path", "set_log_callback", "unique_id", "version",
+    "Batch", "Capture", "Collective", "DType", "Dict", "Error", "Failure", "Group", "Kind", "Layout", "Mode", "Op", "Queue",
+    "Request", "Status", "Tensor", "TensorLayout", "Transfer", "TransferItem", "TransferPlan", "World", "balanced",
+    "find_group", "library_path", "partial", "replicate", "set_log_callback", "shard", "uneven", "unique_id", "version",
 ]
 __version__ = "0.1.0"
 
@@ -179,6 +180,80 @@ class _Failure(ctypes.Structure):
     ]
 
 
+class _Mesh(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("dims", POINTER(c_size_t)), ("dim_count", c_size_t), ("ranks", POINTER(c_int32)),
+        ("rank_count", c_size_t),
+    ]
+
+
+class _Placement(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("kind", c_int32), ("dim", c_int32), ("op", c_int32), ("split", c_int32),
+        ("order", c_int32), ("sizes", POINTER(c_size_t)), ("size_count", c_size_t),
+    ]
+
+
+class _TensorLayout(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("dtype", c_int32), ("mesh", POINTER(_Mesh)), ("placements", POINTER(_Placement)),
+        ("placement_count", c_size_t),
+    ]
+
+
+class _TransferItem(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("name", c_char_p), ("shape", POINTER(c_size_t)), ("dim_count", c_size_t),
+        ("source", POINTER(_TensorLayout)), ("target", POINTER(_TensorLayout)), ("wire_dtype", c_int32),
+    ]
+
+
+class _TransferOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("bucket_bytes", c_uint64), ("staging_bytes", c_uint64), ("split_bytes", c_uint64),
+        ("in_flight", c_uint32),
+    ]
+
+
+class _TransferTotals(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t)] + [(name, c_uint64) for name in (
+        "items", "ranks", "chunks", "buckets", "p2p_buckets", "broadcast_buckets", "local_buckets", "reduce_buckets",
+        "groups", "wire", "wire_bound", "injected", "injection_bound", "reduced", "reduce_bound", "local",
+        "largest_send", "send_bound", "largest_receive", "receive_bound", "staging", "staging_cap")] + [
+        ("in_flight", c_uint32),
+    ]
+
+
+class _TransferLoad(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t)] + [(name, c_uint64) for name in (
+        "operations", "sent", "received", "receive_bound", "local", "reduce_sent", "reduce_received", "staging")]
+
+
+class _TransferChunk(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("item", c_size_t), ("bucket", c_size_t), ("transport", c_int32),
+        ("source", c_int32), ("is_source", c_int32), ("is_target", c_int32), ("targets", POINTER(c_int32)),
+        ("target_count", c_size_t), ("contributors", POINTER(c_int32)), ("contributor_count", c_size_t),
+        ("start", POINTER(c_uint64)), ("extent", POINTER(c_uint64)), ("dim_count", c_size_t), ("bytes", c_uint64),
+        ("offset", c_uint64), ("reduced_bucket", c_int64), ("reduced_offset", c_uint64), ("dtype", c_int32),
+    ]
+
+
+class _TransferBucket(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("transport", c_int32), ("source", c_int32), ("targets", POINTER(c_int32)),
+        ("target_count", c_size_t), ("bytes", c_uint64), ("first_chunk", c_size_t), ("chunk_count", c_size_t),
+        ("after", c_int64), ("members", POINTER(c_int32)), ("member_count", c_size_t), ("blocks", POINTER(c_uint64)),
+    ]
+
+
+class _TransferProgress(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t), ("phase", c_int32), ("failed_rank", c_int32), ("buckets_done", c_uint64),
+        ("buckets", c_uint64), ("bytes_done", c_uint64), ("bytes", c_uint64), ("staged", c_uint64),
+    ]
+
+
 _LogFn = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p, c_char_p)
 _AllGatherFn = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t, c_void_p)
 _HANDLE, _OUT = c_void_p, POINTER(c_void_p)
@@ -265,6 +340,25 @@ _FUNCTIONS = {
     "capture_commit": (_HANDLE,),
     "capture_abort": (_HANDLE,),
     "capture_destroy": (_HANDLE,),
+    "transfer_plan_create": (POINTER(_TransferItem), c_size_t, c_int32, POINTER(_TransferOptions), _OUT),
+    "transfer_plan_destroy": (_HANDLE,),
+    "transfer_plan_hash": (_HANDLE, c_char_p),
+    "transfer_plan_totals": (_HANDLE, POINTER(_TransferTotals)),
+    "transfer_plan_load": (_HANDLE, c_int32, POINTER(_TransferLoad)),
+    "transfer_plan_chunk": (_HANDLE, c_size_t, c_int32, POINTER(_TransferChunk)),
+    "transfer_plan_bucket": (_HANDLE, c_size_t, POINTER(_TransferBucket)),
+    "transfer_plan_operation": (_HANDLE, c_int32, c_size_t, POINTER(c_size_t)),
+    "transfer_plan_region": (_HANDLE, c_size_t, c_int32, c_int32, POINTER(c_uint64), POINTER(c_uint64),
+                             POINTER(c_uint64)),
+    "transfer_plan_report": (_HANDLE, c_int32, c_int32, *_TEXT),
+    "transfer_create": (_HANDLE, _HANDLE, _OUT),
+    "transfer_bind": (_HANDLE, c_size_t, c_void_p, POINTER(c_int64), c_void_p, POINTER(c_int64)),
+    "transfer_start": (_HANDLE, c_void_p),
+    "transfer_poll": (_HANDLE, POINTER(_TransferProgress)),
+    "transfer_wait": (_HANDLE, c_int64),
+    "transfer_written": (_HANDLE, c_size_t, POINTER(c_uint64), POINTER(c_uint64)),
+    "transfer_abort": (_HANDLE,),
+    "transfer_destroy": (_HANDLE,),
 }
 
 
@@ -1257,6 +1351,232 @@ class Capture:
         handle, self._handle = self._handle, None
         if handle:
             _call("capture_destroy", handle)
+
+
+# ---- Transfers -----------------------------------------------------------------------------------------------------
+
+SOURCE, TARGET = 0, 1
+"""Sides of a tensor in a transfer: where it is, and where it shall be."""
+
+
+def replicate():
+    """A placement: every coordinate of the mesh dimension holds the same."""
+    return {"kind": 0}
+
+
+def shard(dim, order=0):
+    """A placement: parts as torch.chunk makes them. Lower orders split first where several split one dimension."""
+    return {"kind": 1, "dim": dim, "order": order}
+
+
+def balanced(dim, order=0):
+    """A placement: parts whose sizes differ by one at most."""
+    return {"kind": 1, "dim": dim, "split": 1, "order": order}
+
+
+def uneven(dim, sizes, order=0):
+    """A placement: parts of these sizes."""
+    return {"kind": 1, "dim": dim, "split": 2, "order": order, "sizes": list(sizes)}
+
+
+def partial(op=Op.SUM):
+    """A placement of a source: contributions that are added up."""
+    return {"kind": 2, "op": _op(op)}
+
+
+class TensorLayout:
+    """Where a tensor lies: `ranks` (row-major) in a grid of `dims`, and one placement for every dimension of it."""
+
+    def __init__(self, dtype, dims, ranks, placements):
+        self.dtype, self.dims, self.ranks, self.placements = dtype_of(dtype), list(dims), list(ranks), list(placements)
+
+    def _raw(self, held):
+        """As C wants it; what it points to goes to `held`."""
+        mesh = _Mesh(struct_size=ctypes.sizeof(_Mesh), dim_count=len(self.dims), rank_count=len(self.ranks))
+        mesh.dims = (c_size_t * max(len(self.dims), 1))(*self.dims)
+        mesh.ranks = (c_int32 * max(len(self.ranks), 1))(*self.ranks)
+        placements = (_Placement * max(len(self.placements), 1))()
+        for raw, placement in zip(placements, self.placements):
+            raw.struct_size = ctypes.sizeof(_Placement)
+            for name in ("kind", "dim", "op", "split", "order"):
+                setattr(raw, name, placement.get(name, 0))
+            sizes = placement.get("sizes", [])
+            raw.sizes, raw.size_count = (c_size_t * max(len(sizes), 1))(*sizes), len(sizes)
+        layout = _TensorLayout(struct_size=ctypes.sizeof(_TensorLayout), dtype=self.dtype,
+                               placements=placements, placement_count=len(self.placements))
+        layout.mesh = ctypes.pointer(mesh)
+        held.append((mesh, placements, layout))
+        return ctypes.pointer(layout)
+
+
+class TransferItem:
+    """One tensor to move. wire: the type that travels; None: the narrower of both."""
+
+    def __init__(self, name, shape, source, target, wire=None):
+        self.name, self.shape, self.source, self.target = name, list(shape), source, target
+        self.wire = 0 if wire is None else dtype_of(wire)
+
+
+class TransferPlan:
+    """How tensors get from one layout to another: pure data, local, the same on every rank.
+
+    size: ranks of the group that will carry it out. Zero is the default of every other option.
+    """
+
+    def __init__(self, items, size, *, bucket_bytes=0, staging_bytes=0, split_bytes=0, in_flight=0):
+        held = []
+        raw = (_TransferItem * max(len(items), 1))()
+        for one, item in zip(raw, items):
+            one.struct_size, one.name = ctypes.sizeof(_TransferItem), item.name.encode()
+            one.shape, one.dim_count = (c_size_t * max(len(item.shape), 1))(*item.shape), len(item.shape)
+            one.source, one.target = item.source._raw(held), item.target._raw(held)
+            one.wire_dtype = item.wire
+        options = _TransferOptions(struct_size=ctypes.sizeof(_TransferOptions), bucket_bytes=bucket_bytes,
+                                   staging_bytes=staging_bytes, split_bytes=split_bytes, in_flight=in_flight)
+        self._dims = [len(item.shape) for item in items]
+        self._dtypes = [(item.source.dtype, item.target.dtype) for item in items]
+        self._handle = None
+        self._handle = _out("transfer_plan_create", raw, len(items), size, byref(options))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
+
+    @property
+    def handle(self):
+        return self._handle
+
+    def destroy(self):
+        handle, self._handle = self._handle, None
+        if handle:
+            _call("transfer_plan_destroy", handle)
+
+    @property
+    def hash(self):
+        """16 bytes that tell plans apart."""
+        hash = ctypes.create_string_buffer(16)
+        _call("transfer_plan_hash", self.handle, hash)
+        return hash.raw
+
+    def _record(self, name, kind, *arguments):
+        record = kind(struct_size=ctypes.sizeof(kind))
+        _call(name, self.handle, *arguments, byref(record))
+        return record
+
+    def totals(self):
+        """What the plan does in all, in bytes, beside lower bounds, as a dict."""
+        return _numbers(self._record("transfer_plan_totals", _TransferTotals))
+
+    def load(self, rank):
+        """What one rank does, any rank, as a dict."""
+        return _numbers(self._record("transfer_plan_load", _TransferLoad, rank))
+
+    def chunk(self, index, rank=0):
+        """One chunk, as a dict; is_source and is_target are those of `rank`."""
+        raw = self._record("transfer_plan_chunk", _TransferChunk, index, rank)
+        chunk = _numbers(raw)
+        chunk["targets"] = raw.targets[:raw.target_count]
+        chunk["contributors"] = raw.contributors[:raw.contributor_count]
+        chunk["start"], chunk["extent"] = raw.start[:raw.dim_count], raw.extent[:raw.dim_count]
+        return chunk
+
+    def bucket(self, index):
+        """One bucket, as a dict."""
+        raw = self._record("transfer_plan_bucket", _TransferBucket, index)
+        bucket = _numbers(raw)
+        bucket["targets"], bucket["members"] = raw.targets[:raw.target_count], raw.members[:raw.member_count]
+        bucket["blocks"] = raw.blocks[:raw.member_count + 1] if raw.member_count else []
+        return bucket
+
+    def operations(self, rank):
+        """The buckets in which a rank takes part, in its order."""
+        return [_out("transfer_plan_operation", self.handle, rank, index, out=c_size_t)
+                for index in range(self.load(rank)["operations"])]
+
+    def region(self, item, side, rank):
+        """(start, extent, elements) of what a rank holds on one side; 0 elements where it is not in the mesh."""
+        dims = self._dims[item] if item < len(self._dims) else 0
+        start, extent, elements = (c_uint64 * max(dims, 1))(), (c_uint64 * max(dims, 1))(), c_uint64()
+        _call("transfer_plan_region", self.handle, item, side, rank, start, extent, byref(elements))
+        return start[:dims], extent[:dims], elements.value
+
+    def report(self, format="text", rank=-1):
+        """The plan as "text", "json" or "svg", or as text what one rank does."""
+        return _text("transfer_plan_report", self.handle, rank, ("text", "json", "svg").index(format))
+
+
+class Transfer:
+    """A plan carried out over a group. Destroying one that goes on aborts its group."""
+
+    def __init__(self, plan, group):
+        self._held = {}
+        self._handle = None
+        self._handle = _out("transfer_create", plan.handle, group.handle)
+        rank = group.rank
+        self._bytes = [
+            tuple(plan.region(item, side, rank)[2] * _SIZES[dtypes[side]] for side in (SOURCE, TARGET))
+            for item, dtypes in enumerate(plan._dtypes)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
+
+    def destroy(self):
+        handle, self._handle = self._handle, None
+        if handle:
+            _call("transfer_destroy", handle)
+        self._held = {}
+
+    def bind(self, item, source=None, target=None, *, source_strides=None, target_strides=None):
+        """Says where this rank's part of a tensor lies: buffers, or addresses of its first element. Strides are in
+        elements, one for every dimension; None: contiguous. The buffers are kept until they are bound anew."""
+        sides = []
+        for side, place, strides in ((SOURCE, source, source_strides), (TARGET, target, target_strides)):
+            buffer = None
+            if place is not None:
+                buffer = _Buffer(place, side == TARGET)
+                room = buffer.count * _SIZES[buffer.dtype] if buffer.count is not None else None
+                if room is not None and strides is None and item < len(self._bytes) and room < self._bytes[item][side]:
+                    raise ValueError(f"the buffer holds {room} bytes, but {self._bytes[item][side]} are needed")
+                self._held[item, side] = buffer
+            sides += [buffer.address if buffer else None, (c_int64 * len(strides))(*strides) if strides else None]
+        _call("transfer_bind", self._handle, item, *sides)
+
+    def start(self, stream=None):
+        _call("transfer_start", self._handle, _stream(stream))
+
+    def poll(self):
+        """Goes on without waiting. Whether it is over."""
+        return Request._done(_functions["transfer_poll"](self._handle, None))
+
+    def progress(self):
+        """Goes on without waiting, and says how far it is, as a dict, also after a failure."""
+        progress = _TransferProgress(struct_size=ctypes.sizeof(_TransferProgress))
+        _functions["transfer_poll"](self._handle, byref(progress))
+        return _numbers(progress)
+
+    def wait(self, timeout_ms=NEVER):
+        """Waits until it is over; False if timeout_ms ended first, and then nothing has failed."""
+        return Request._done(_functions["transfer_wait"](self._handle, timeout_ms))
+
+    def written(self, item):
+        """(bytes of a target that were written, all that will be)."""
+        written, all_bytes = c_uint64(), c_uint64()
+        _call("transfer_written", self._handle, item, byref(written), byref(all_bytes))
+        return written.value, all_bytes.value
+
+    def abort(self):
+        _call("transfer_abort", self._handle)
+
+
+def _numbers(record):
+    """The numbers of a struct, by name."""
+    fields = ((name, getattr(record, name)) for name, _ in record._fields_ if name != "struct_size")
+    return {name: value for name, value in fields if isinstance(value, int)}
 
 
 # ---- Logs ----------------------------------------------------------------------------------------------------------

@@ -163,6 +163,8 @@ pub struct WorldOptions {
     pub size_and_rank: Option<(u32, u32)>,
     /// A unique id made by rank 0.
     pub unique_id: Option<Vec<u8>>,
+    /// The CUDA device of this rank, by its ordinal; `None`: buffers are host memory.
+    pub device: Option<i32>,
     /// `host:port` where rank 0 listens for other hosts.
     pub address: Option<String>,
     /// The caller's own bootstrap.

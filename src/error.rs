@@ -126,6 +126,14 @@ pub enum Error {
         /// The error number.
         errno: i32,
     },
+    /// The CUDA driver refused something; the text names the function and the driver's name of the code.
+    #[error("{what}")]
+    Cuda {
+        /// What was being done, and what the driver said.
+        what: String,
+        /// The driver's code.
+        code: i32,
+    },
     /// A group, or the making of one, failed; ranks are named as in [`Failure`].
     #[error("{}", .0.text)]
     Failed(Box<Failure>),
@@ -167,6 +175,7 @@ impl Error {
             Error::Unsupported(text) => Error::Unsupported(told(text)),
             Error::OutOfMemory(text) => Error::OutOfMemory(told(text)),
             Error::System { what: text, errno } => Error::System { what: told(text), errno },
+            Error::Cuda { what: text, code } => Error::Cuda { what: told(text), code },
             Error::Failed(failure) => Error::Failed(failure),
             Error::Internal(text) => Error::Internal(told(text)),
         }
@@ -180,6 +189,7 @@ impl Error {
             Error::Unsupported(_) => Status::Unsupported,
             Error::OutOfMemory(_) => Status::OutOfMemory,
             Error::System { .. } => Status::SystemError,
+            Error::Cuda { .. } => Status::CudaError,
             Error::Failed(failure) => failure.status,
             Error::Internal(_) => Status::InternalError,
         }

@@ -5,9 +5,11 @@
 //!
 //! * [`capi`] — the C functions and types, and nothing else;
 //! * [`tensor`] — tensor dicts and objects;
+//! * [`transfer`] — mesh-to-mesh plans and their execution;
+//! * [`capture`] — capture sessions: what all ranks captured of a CUDA group;
 //! * [`group`] — groups of ranks: creation, calls, requests, batches, life cycle;
 //! * [`dispatch`] — which communicator serves which call, agreed by all ranks, and why;
-//! * [`shm`], [`sockets`] — the communicators;
+//! * [`shm`], [`sockets`], [`cuda`] — the communicators;
 //! * [`communicator`] — what a communicator must say and do, and the parts they share;
 //! * [`bootstrap`] — how ranks find, trust, hear and miss each other;
 //! * [`topology`] — hosts and cores;
@@ -15,8 +17,10 @@
 
 pub mod bootstrap;
 pub mod capi;
+pub mod capture;
 pub mod communicator;
 pub mod config;
+pub mod cuda;
 pub mod dispatch;
 pub mod dtype;
 pub mod error;
@@ -26,3 +30,4 @@ pub mod sockets;
 mod sync;
 pub mod tensor;
 pub mod topology;
+pub mod transfer;

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The files of src/capi with C functions and types in them, in the order in which the header shows them.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 15] = [
     "types",
     "text",
     "log",
@@ -21,6 +21,9 @@ const SOURCES: [&str; 12] = [
     "queue",
     "memory",
     "capture",
+    "transfer_types",
+    "transfer_plan",
+    "transfer",
 ];
 
 /// What a compiler may not say about the header.

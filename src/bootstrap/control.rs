@@ -335,6 +335,12 @@ impl Endpoint {
         }
     }
 
+    /// Tells the groups of this rank which members are lost. For the service thread.
+    pub fn tell_losses(&self) {
+        let groups: Vec<_> = self.lock().channels.values().filter_map(Weak::upgrade).collect();
+        groups.iter().for_each(|members| members.tell_losses());
+    }
+
     /// Whether any rank is on another host.
     pub fn spans_hosts(&self) -> bool {
         self.local.iter().any(|local| !local)

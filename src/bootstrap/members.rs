@@ -5,9 +5,11 @@
 //! message to everybody.
 
 use std::{
+    any::Any,
+    ffi::c_void,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -43,6 +45,24 @@ pub enum Channel {
     Post = 4,
 }
 
+/// What works for a group where no thread of the host waits for it: on a device. It is asked for failures it has met,
+/// and told of those that the host knows.
+pub trait Outpost: Any + Send + Sync {
+    /// Whether it may be given work on these buffers (start and length); an error changes nothing.
+    fn check(&self, buffers: [(*const u8, usize); 2]) -> Result<()>;
+    /// [`Outpost::check`], and readies it for one call on `stream`, which begins at once and on this thread.
+    /// `capturable`: whether the call may be captured.
+    fn admit(&self, buffers: [(*const u8, usize); 2], stream: *mut c_void, capturable: bool) -> Result<()>;
+    /// The failure it has met, if any.
+    fn failure(&self, members: &Members) -> Option<Failure>;
+    /// Ends whatever waits there, on all ranks: the group has failed.
+    fn stop(&self);
+    /// Ends what waits there for `rank`, on all ranks: it will not come.
+    fn gone(&self, rank: u32);
+    /// This rank leaves: what it was given comes to an end, in bounded time.
+    fn leave(&self, rank: u32);
+}
+
 /// The members of a group.
 pub struct Members {
     name: String,
@@ -63,6 +83,9 @@ pub struct Members {
     controls: Mutex<Vec<u64>>,
     /// Set by this process when its handle is destroyed.
     closed: AtomicBool,
+    /// The CUDA device of this rank, by its ordinal; `None` in groups whose buffers are host memory.
+    device: Option<i32>,
+    outpost: OnceLock<Arc<dyn Outpost>>,
 }
 
 impl Members {
@@ -78,6 +101,7 @@ impl Members {
         ranks: Vec<u32>,
         endpoint: Arc<Endpoint>,
         (board, unshared): (Board, Option<String>),
+        device: Option<i32>,
     ) -> Result<Arc<Self>> {
         let rank = position(&ranks, endpoint.rank())?;
         let creations = Mutex::new(vec![0; ranks.len()]);
@@ -95,6 +119,8 @@ impl Members {
             creations,
             controls,
             closed: AtomicBool::new(false),
+            device,
+            outpost: OnceLock::new(),
         });
         for channel in Self::CHANNELS {
             members.endpoint.open(members.channel(channel), Arc::downgrade(&members));
@@ -145,6 +171,22 @@ impl Members {
     /// Why the board is not shared, if it is not.
     pub fn unshared(&self) -> Option<&str> {
         self.unshared.as_deref()
+    }
+
+    /// The CUDA device of this rank; `None` in groups whose buffers are host memory.
+    pub fn device(&self) -> Option<i32> {
+        self.device
+    }
+
+    /// What works for the group on a device; made by `make` when it is first asked for.
+    pub fn outpost_or(&self, make: impl FnOnce() -> Arc<dyn Outpost>) -> &Arc<dyn Outpost> {
+        self.outpost.get_or_init(make)
+    }
+
+    /// What works for the group on a device, if anything does.
+    #[inline]
+    pub fn outpost(&self) -> Option<&Arc<dyn Outpost>> {
+        self.outpost.get()
     }
 
     /// What a member said of itself.
@@ -208,6 +250,9 @@ impl Members {
         if self.board.fail(&failure) && !self.board.is_shared() {
             self.tell_all(Kind::Fail, &control::encode_failure(&failure));
         }
+        if let Some(outpost) = self.outpost() {
+            outpost.stop();
+        }
         self.failure().unwrap_or(failure)
     }
 
@@ -230,6 +275,19 @@ impl Members {
     pub fn hear(&self) {
         if !self.board.is_shared() {
             self.endpoint.progress();
+        }
+        if let Some(outpost) = self.outpost()
+            && let Some(failure) = outpost.failure(self)
+            && !self.board.has_failed()
+        {
+            self.fail(failure);
+        }
+    }
+
+    /// Tells what works on a device which members are lost. For the service thread.
+    pub fn tell_losses(&self) {
+        if let Some(outpost) = self.outpost() {
+            (0..self.size()).filter(|rank| self.lost(*rank).is_some()).for_each(|rank| outpost.gone(rank));
         }
     }
 
@@ -267,6 +325,9 @@ impl Members {
     pub fn leave(&self) {
         if self.closed.swap(true, Ordering::AcqRel) || fork::forked() {
             return;
+        }
+        if let Some(outpost) = self.outpost() {
+            outpost.leave(self.rank);
         }
         self.board.leave(self.rank);
         if !self.board.is_shared() {

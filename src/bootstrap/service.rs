@@ -1,9 +1,10 @@
-//! The service thread: hears other hosts while nobody here is in a call.
+//! The service thread: hears other ranks while nobody here is in a call.
 //!
-//! A world on one host needs no thread of ours: pidfds and shared memory tell everything to whoever looks. Between
-//! hosts a silent connection must be told from a dead one, so one thread per process sends signs of life, reads
-//! what comes, and counts as lost who has been silent for too long. It sleeps in poll, touches nothing but
-//! connections, and ends with the last world that needs it.
+//! A world of CPU ranks on one host needs no thread of ours: pidfds and shared memory tell everything to whoever looks.
+//! Between hosts a silent connection must be told from a dead one, so one thread per process sends signs of life,
+//! reads what comes, and counts as lost who has been silent for too long. And a kernel that waits for a rank sees no
+//! pidfd, so the same thread tells it of deaths. It sleeps in poll, touches nothing but connections and words of
+//! shared memory (never the CUDA driver), and ends with the last world that needs it.
 
 use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -26,9 +27,9 @@ struct Service {
 
 static SERVICE: Mutex<Service> = Mutex::new(Service { endpoints: Vec::new(), running: false });
 
-/// Looks after an endpoint for as long as it lives, if it spans hosts.
-pub fn watch(endpoint: &Arc<Endpoint>) {
-    if !endpoint.spans_hosts() {
+/// Looks after an endpoint for as long as it lives, if it spans hosts or its ranks have devices.
+pub fn watch(endpoint: &Arc<Endpoint>, has_devices: bool) {
+    if !endpoint.spans_hosts() && !has_devices {
         return;
     }
     let mut service = SERVICE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,6 +66,7 @@ fn serve() {
         for endpoint in &endpoints {
             endpoint.progress();
             endpoint.keep_alive(interval, patience);
+            endpoint.tell_losses();
         }
         let borrowed: Vec<&Endpoint> = endpoints.iter().map(|endpoint| &**endpoint).collect();
         control::wait_for_any(&borrowed, interval / 2);

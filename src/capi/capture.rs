@@ -1,6 +1,6 @@
 //! Capture sessions as C has them.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
 
 use super::{
     group::GROUPS,
@@ -9,7 +9,11 @@ use super::{
     parse::{Out, clear},
     types::*,
 };
-use crate::error::{Error, Result};
+use crate::{
+    capture::Session,
+    error::{Error, Result},
+    group::Group,
+};
 
 /// The capture sessions that C has handles of.
 static CAPTURES: Table<Session> = Table::new();
@@ -21,7 +25,7 @@ impl Entry for Session {
 
     fn retire(&self) {
         // An open session is aborted; one that has ended stays as it is.
-        let _ = self.end(Session::ABORTED);
+        let _ = self.abort();
     }
 }
 
@@ -47,8 +51,9 @@ pub unsafe extern "C" fn tutti_capture_begin(
         // SAFETY: as above.
         let capture = unsafe { Out::new("capture", capture) }?;
         // SAFETY: the C caller promises `count` readable handles at groups.
-        unsafe { check_groups(groups, count) }?;
-        capture.write(CAPTURES.insert(Session::open())?);
+        let groups = unsafe { read_groups(groups, count) }?;
+        let place = CAPTURES.reserve()?;
+        capture.write(place.fill(Session::open(groups)));
         Ok(())
     })
 }
@@ -62,7 +67,7 @@ pub unsafe extern "C" fn tutti_capture_begin(
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_capture_commit(capture: *mut tutti_capture_t) -> tutti_status_t {
-    guard_batched("tutti_capture_commit", || CAPTURES.pin(capture)?.end(Session::COMMITTED))
+    guard_batched("tutti_capture_commit", || CAPTURES.pin(capture)?.commit())
 }
 
 /// Ends the session without making its graphs ready: they must not be replayed. Local: never waits for a rank.
@@ -72,7 +77,7 @@ pub unsafe extern "C" fn tutti_capture_commit(capture: *mut tutti_capture_t) -> 
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_capture_abort(capture: *mut tutti_capture_t) -> tutti_status_t {
-    guard("tutti_capture_abort", || CAPTURES.pin(capture)?.end(Session::ABORTED))
+    guard("tutti_capture_abort", || CAPTURES.pin(capture)?.abort())
 }
 
 /// Destroys a session, after the last replay of its graphs; an open one is aborted first. Destroying NULL or a
@@ -84,50 +89,29 @@ pub unsafe extern "C" fn tutti_capture_destroy(capture: *mut tutti_capture_t) ->
     guard("tutti_capture_destroy", || destroy(&CAPTURES, capture))
 }
 
-/// A session of CPU groups: there is nothing to capture, so all there is of it is whether it has ended, and how.
-struct Session(AtomicU8);
-
-impl Session {
-    const OPEN: u8 = 0;
-    const COMMITTED: u8 = 1;
-    const ABORTED: u8 = 2;
-
-    fn open() -> Self {
-        Session(AtomicU8::new(Session::OPEN))
-    }
-
-    /// Ends the session; refused if it has ended.
-    fn end(&self, how: u8) -> Result<()> {
-        match self.0.compare_exchange(Session::OPEN, how, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Ok(()),
-            Err(Session::COMMITTED) => Err(Error::usage("the session was committed before")),
-            Err(_) => Err(Error::usage("the session was aborted before")),
-        }
-    }
-}
-
-/// Checks the groups of a new session.
+/// Reads the groups of a new session.
 ///
 /// # Safety
 ///
 /// `groups` is NULL or points to `count` readable handles.
-unsafe fn check_groups(groups: *const *mut tutti_group, count: usize) -> Result<()> {
+unsafe fn read_groups(groups: *const *mut tutti_group, count: usize) -> Result<Vec<Arc<Group>>> {
     if count == 0 {
         return Err(Error::invalid("count is 0, but a session has at least one group"));
     }
     if groups.is_null() {
         return Err(Error::invalid(format_args!("groups is NULL with count {count}")));
     }
+    let mut read = Vec::new();
     for index in 0..count {
         // SAFETY: `index` is below `count`, for which the caller promises readable handles.
         let group = unsafe { groups.add(index).read() };
-        GROUPS.pin(group)?;
+        read.push(Arc::clone(&*GROUPS.pin(group)?));
         // SAFETY: as above.
         if (0..index).any(|before| unsafe { groups.add(before).read() } == group) {
             return Err(Error::invalid(format_args!("groups[{index}] is named twice")));
         }
     }
-    Ok(())
+    Ok(read)
 }
 
 #[cfg(test)]
@@ -140,7 +124,7 @@ mod tests {
             (tutti_capture_commit as unsafe extern "C" fn(*mut tutti_capture) -> i32, "committed"),
             (tutti_capture_abort, "aborted"),
         ] {
-            let capture = CAPTURES.insert(Session::open()).unwrap();
+            let capture = CAPTURES.insert(Session::open(Vec::new())).unwrap();
             // SAFETY: any pointer may be passed as a handle.
             unsafe {
                 assert_eq!(first(capture), TUTTI_SUCCESS, "{status}");
@@ -157,13 +141,13 @@ mod tests {
 
     #[test]
     fn destroying_an_open_session_aborts_it() {
-        let capture = CAPTURES.insert(Session::open()).unwrap();
+        let capture = CAPTURES.insert(Session::open(Vec::new())).unwrap();
         let held = CAPTURES.pin(capture).unwrap();
         assert_eq!(
             CAPTURES.destroy(capture, std::time::Duration::ZERO).unwrap(),
             crate::capi::handles::Destroyed::StillUsed
         );
-        assert_eq!(held.0.load(Ordering::Relaxed), Session::ABORTED);
+        assert!(held.commit().unwrap_err().to_string().contains("aborted"));
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub unsafe extern "C" fn tutti_all_reduce_auto(
         // SAFETY: the C caller promises that a result which is not NULL is writable.
         let result = unsafe { Out::new("result", result) }?;
         let arguments = Arguments { send: buffer, recv: scratch, count, dtype, op, stream, ..Arguments::of(AllReduce) };
-        let beside = arguments.parse(group.rank(), group.size())?;
+        let beside = arguments.parse_for(&group)?;
         if count > 0 && buffer == scratch {
             return Err(Error::invalid("buffer and scratch are the same memory; they must be apart"));
         }
@@ -335,7 +335,7 @@ pub unsafe extern "C" fn tutti_sendrecv(
     let send = Arguments { send, count: send_count, dtype, root: to, stream, ..Arguments::of(Send) };
     guard_batched("tutti_sendrecv", || {
         let group = GROUPS.pin(group)?;
-        let (receive, send) = (receive.parse_letter(group.size())?, send.parse_letter(group.size())?);
+        let (receive, send) = (receive.parse_letter_for(&group)?, send.parse_letter_for(&group)?);
         check_apart(&send, &receive)?;
         group.exchange(&[receive, send], Timeout::Default).map(drop)
     })
@@ -457,7 +457,7 @@ fn run(name: &'static str, group: *const tutti_group, arguments: Arguments) -> t
     let arguments = &arguments;
     guard_batched(name, || {
         let group = GROUPS.pin(group)?;
-        group.run(arguments.parse(group.rank(), group.size())?, Timeout::Default)
+        group.run(arguments.parse_for(&group)?, Timeout::Default)
     })
 }
 
@@ -465,7 +465,7 @@ fn run(name: &'static str, group: *const tutti_group, arguments: Arguments) -> t
 fn letter(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
     guard_batched(name, || {
         let group = GROUPS.pin(group)?;
-        group.exchange(&[arguments.parse_letter(group.size())?], Timeout::Default).map(drop)
+        group.exchange(&[arguments.parse_letter_for(&group)?], Timeout::Default).map(drop)
     })
 }
 
@@ -474,6 +474,6 @@ fn uneven(name: &'static str, group: *const tutti_group, arguments: Arguments) -
     guard_batched(name, || {
         let group = GROUPS.pin(group)?;
         // SAFETY: the C caller promises arrays that are NULL or have a number for every rank.
-        group.run_uneven(unsafe { arguments.parse_uneven(group.rank(), group.size()) }?, Timeout::Default)
+        group.run_uneven(unsafe { arguments.parse_uneven_for(&group) }?, Timeout::Default)
     })
 }

@@ -2,7 +2,10 @@
 //!
 //! Each function parses, calls one method of `Group`, and writes the result.
 
-use std::{ffi::c_char, sync::Arc};
+use std::{
+    ffi::c_char,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{
     guard::{guard, guard_batched},
@@ -238,9 +241,13 @@ pub unsafe extern "C" fn tutti_group_cpu(group: *mut tutti_group_t, cpu: *mut *m
     // SAFETY: the C caller promises that cpu is NULL or writable.
     unsafe { clear(cpu) };
     guard("tutti_group_cpu", || {
-        GROUPS.pin(group)?;
         // SAFETY: as above.
-        unsafe { Out::new("cpu", cpu) }?.write(group);
+        let cpu = unsafe { Out::new("cpu", cpu) }?;
+        let pinned = GROUPS.pin(group)?;
+        cpu.write(match pinned.cpu() {
+            None => group,
+            Some(sibling) => sibling_of(group, sibling)?,
+        });
         Ok(())
     })
 }
@@ -353,7 +360,32 @@ pub unsafe extern "C" fn tutti_group_abort(group: *mut tutti_group_t) -> tutti_s
 /// sibling of a CUDA group).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tutti_group_destroy(group: *mut tutti_group_t) -> tutti_status_t {
-    guard("tutti_group_destroy", || destroy(&GROUPS, group))
+    guard("tutti_group_destroy", || {
+        let sibling = {
+            let mut siblings = SIBLINGS.lock().unwrap_or_else(PoisonError::into_inner);
+            if siblings.iter().any(|(_, cpu)| *cpu == group as usize) {
+                return Err(Error::usage("this is the CPU sibling of a CUDA group, which owns it: destroy that one"));
+            }
+            let at = siblings.iter().position(|(of, _)| *of == group as usize);
+            at.map(|at| siblings.swap_remove(at).1 as *mut tutti_group)
+        };
+        destroy(&GROUPS, group)?;
+        sibling.map_or(Ok(()), |sibling| destroy(&GROUPS, sibling))
+    })
+}
+
+/// The handles of CUDA groups whose CPU sibling has a handle too, and those.
+static SIBLINGS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+
+/// The handle of a group's CPU sibling, made when it is first asked for.
+fn sibling_of(group: *mut tutti_group, sibling: &Arc<Group>) -> Result<*mut tutti_group> {
+    let mut siblings = SIBLINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, cpu)) = siblings.iter().find(|(of, _)| *of == group as usize) {
+        return Ok(*cpu as *mut tutti_group);
+    }
+    let handle = GROUPS.insert(sibling.clone())?;
+    siblings.push((group as usize, handle as usize));
+    Ok(handle)
 }
 
 /// The longest name of a group, in bytes: it stands in every text about the group.

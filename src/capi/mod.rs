@@ -4,9 +4,9 @@
 //! inside `guard`, so that neither a panic nor a bad handle crosses the boundary. No logic lives here that a Rust
 //! caller of [`Group`](crate::group::Group) would miss. `include/tutti.h` is made from these files.
 //!
-//! * [`types`] — the C types and constants;
-//! * [`world`], [`group`], [`layout`], [`collectives`], [`request`],
-//!   [`tensor`], [`queue`], [`memory`], [`capture`], [`text`], [`log`] — the functions;
+//! * [`types`], [`transfer_types`] — the C types and constants;
+//! * [`world`], [`group`], [`layout`], [`collectives`], [`request`], [`tensor`], [`queue`], [`memory`], [`capture`],
+//!   [`transfer_plan`], [`transfer`], [`text`], [`log`] — the functions;
 //! * `guard` — panic to status, and the last error;
 //! * `handles` — what stands behind an opaque pointer;
 //! * `parse` — numbers, pointers, structs and texts of C, checked.
@@ -28,6 +28,9 @@ pub mod queue;
 pub mod request;
 pub mod tensor;
 pub mod text;
+pub mod transfer;
+pub mod transfer_plan;
+pub mod transfer_types;
 pub mod types;
 pub mod world;
 

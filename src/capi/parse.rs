@@ -17,6 +17,7 @@ use crate::{
     config::{FLAG_ALLOW_UNAUTHENTICATED, FLAG_DETERMINISTIC, Selection},
     dtype::{Collective, DType, Op},
     error::{Error, Result},
+    group::Group,
 };
 
 /// The arguments of a collective call, as C passed them.
@@ -126,8 +127,31 @@ impl Arguments {
         })
     }
 
+    /// Parses a call of this rank of `group`.
+    #[inline(always)]
+    pub(super) fn parse_for(&self, group: &Group) -> Result<Call> {
+        self.parse(group.rank(), group.size(), group.device().is_some())
+    }
+
+    /// Parses a send or a receive in `group`. Only CPU groups have letters.
+    pub(super) fn parse_letter_for(self, group: &Group) -> Result<Letter> {
+        only_on_cpu(self.collective, group)?;
+        self.parse_letter(group.size())
+    }
+
+    /// Parses a v-form of this rank of `group`. Only CPU groups have v-forms.
+    ///
+    /// # Safety
+    ///
+    /// The arrays are NULL or have a readable number for every rank.
+    pub(super) unsafe fn parse_uneven_for(self, group: &Group) -> Result<Uneven> {
+        only_on_cpu(self.collective, group)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.parse_uneven(group.rank(), group.size()) }
+    }
+
     /// Parses a send or a receive in a CPU group of `size`.
-    pub(super) fn parse_letter(self, size: u32) -> Result<Letter> {
+    fn parse_letter(self, size: u32) -> Result<Letter> {
         self.check_stream()?;
         let peer = rank("peer", self.root, size)?;
         if self.tag < 0 {
@@ -150,7 +174,7 @@ impl Arguments {
     /// # Safety
     ///
     /// The arrays are NULL or have `size` readable numbers.
-    pub(super) unsafe fn parse_uneven(self, rank: u32, size: u32) -> Result<Uneven> {
+    unsafe fn parse_uneven(self, rank: u32, size: u32) -> Result<Uneven> {
         use Collective::*;
         self.check_stream()?;
         let Descriptor { dtype, op, .. } = descriptor(self.collective, 0, self.dtype, self.op, 0, 0, size)?;
@@ -235,10 +259,12 @@ impl Arguments {
         }
     }
 
-    /// Parses a call of rank `rank` in a CPU group of `size`.
+    /// Parses a call of rank `rank` in a group of `size`, whose buffers are memory of devices or of the host.
     #[inline(always)]
-    pub(super) fn parse(&self, rank: u32, size: u32) -> Result<Call> {
-        self.check_stream()?;
+    fn parse(&self, rank: u32, size: u32, on_devices: bool) -> Result<Call> {
+        if !on_devices {
+            self.check_stream()?;
+        }
         let descriptor = descriptor(self.collective, self.count, self.dtype, self.op, self.root, self.flags, size)?;
         let Some(pattern) = Pattern::new(&descriptor, rank, size) else {
             return Err(Error::Internal(format!("{} is parsed by another function", self.collective.name())));
@@ -248,7 +274,7 @@ impl Arguments {
         if send.overlaps(&recv) && !is_in_place(&descriptor, &send, &recv, rank) {
             return Err(Error::invalid(format_args!("{send} and {recv} overlap: {}", in_place_form(self.collective))));
         }
-        Ok(Call { descriptor, send: send.start(), recv: recv.start().cast_mut() })
+        Ok(Call { stream: self.stream, ..Call::new(descriptor, send.start(), recv.start().cast_mut()) })
     }
 }
 
@@ -313,6 +339,17 @@ pub(super) fn check_apart(send: &Letter, receive: &Letter) -> Result<()> {
     match send.overlaps(&receive) {
         true => Err(Error::invalid(format_args!("{send} and {receive} overlap: they must be apart"))),
         false => Ok(()),
+    }
+}
+
+/// Refuses what CUDA groups have not.
+fn only_on_cpu(collective: Collective, group: &Group) -> Result<()> {
+    match group.device() {
+        None => Ok(()),
+        Some(_) => Err(Error::Unsupported(format!(
+            "tutti_{} is not served for CUDA groups in this version: its CPU sibling (tutti_group_cpu) serves host memory",
+            collective.name()
+        ))),
     }
 }
 
@@ -798,12 +835,12 @@ mod tests {
             (Scatter, 512, 512 + 16),
         ] {
             let mut memory = [0; 1024];
-            let parsed = call(collective, &mut memory, send, recv).parse(RANK, SIZE);
+            let parsed = call(collective, &mut memory, send, recv).parse(RANK, SIZE, false);
             let parsed = parsed.unwrap_or_else(|error| panic!("{collective:?} in place: {error}"));
             assert_eq!(parsed.send, memory.as_ptr().wrapping_add(send));
             assert_eq!(parsed.recv, memory.as_mut_ptr().wrapping_add(recv));
             for (send, recv) in [(send + 1, recv), (send - 1, recv), (send, recv + 1), (send, recv - 1)] {
-                refused(call(collective, &mut memory, send, recv).parse(RANK, SIZE), "overlap");
+                refused(call(collective, &mut memory, send, recv).parse(RANK, SIZE, false), "overlap");
             }
         }
     }
@@ -813,9 +850,9 @@ mod tests {
         use Collective::*;
         let mut memory = [0; 1024];
         for (collective, send, recv) in [(AllGather, 512, 512), (AllGather, 544, 512), (ReduceScatter, 512, 512)] {
-            refused(call(collective, &mut memory, send, recv).parse(RANK, SIZE), "this rank's part of");
+            refused(call(collective, &mut memory, send, recv).parse(RANK, SIZE, false), "this rank's part of");
         }
-        refused(call(AllToAll, &mut memory, 512, 512).parse(RANK, SIZE), "they must be apart");
+        refused(call(AllToAll, &mut memory, 512, 512).parse(RANK, SIZE, false), "they must be apart");
     }
 
     #[test]
@@ -826,10 +863,10 @@ mod tests {
         for (collective, send, recv) in
             [(AllReduce, 16, 16), (AllGather, 16, 64), (ReduceScatter, 64, 16), (AllToAll, 64, 64)]
         {
-            assert!(call(collective, &mut memory, 512, 512 + send).parse(RANK, SIZE).is_ok(), "{collective:?}");
-            assert!(call(collective, &mut memory, 512 + recv, 512).parse(RANK, SIZE).is_ok(), "{collective:?}");
-            refused(call(collective, &mut memory, 512, 512 + send - 1).parse(RANK, SIZE), "overlap");
-            refused(call(collective, &mut memory, 512 + recv - 1, 512).parse(RANK, SIZE), "overlap");
+            assert!(call(collective, &mut memory, 512, 512 + send).parse(RANK, SIZE, false).is_ok(), "{collective:?}");
+            assert!(call(collective, &mut memory, 512 + recv, 512).parse(RANK, SIZE, false).is_ok(), "{collective:?}");
+            refused(call(collective, &mut memory, 512, 512 + send - 1).parse(RANK, SIZE, false), "overlap");
+            refused(call(collective, &mut memory, 512 + recv - 1, 512).parse(RANK, SIZE, false), "overlap");
         }
     }
 
@@ -842,14 +879,14 @@ mod tests {
             [(Broadcast, false, true), (Reduce, true, false), (Gather, true, false), (Scatter, false, true)]
         {
             let other = Arguments { root: 0, ..call(collective, &mut memory, 512, 514) };
-            assert!(other.parse(RANK, SIZE).is_ok(), "{collective:?}: a buffer that is not used cannot overlap");
-            let without_send = Arguments { send: ptr::null(), ..other }.parse(RANK, SIZE);
-            let without_recv = Arguments { recv: ptr::null_mut(), ..other }.parse(RANK, SIZE);
+            assert!(other.parse(RANK, SIZE, false).is_ok(), "{collective:?}: a buffer that is not used cannot overlap");
+            let without_send = Arguments { send: ptr::null(), ..other }.parse(RANK, SIZE, false);
+            let without_recv = Arguments { recv: ptr::null_mut(), ..other }.parse(RANK, SIZE, false);
             assert_eq!((without_send.is_err(), without_recv.is_err()), (send, recv), "{collective:?}");
             // and the root needs both
             let root = call(collective, &mut memory, 0, 512);
-            refused(Arguments { send: ptr::null(), ..root }.parse(RANK, SIZE), "send is NULL");
-            refused(Arguments { recv: ptr::null_mut(), ..root }.parse(RANK, SIZE), "recv is NULL");
+            refused(Arguments { send: ptr::null(), ..root }.parse(RANK, SIZE, false), "send is NULL");
+            refused(Arguments { recv: ptr::null_mut(), ..root }.parse(RANK, SIZE, false), "recv is NULL");
         }
     }
 
@@ -858,10 +895,10 @@ mod tests {
         let calls = |collective: &Collective| !collective.is_letter() && !collective.is_uneven();
         for collective in crate::dtype::COLLECTIVES.into_iter().filter(calls) {
             let empty = Arguments { dtype: FLOAT, ..Arguments::of(collective) };
-            let parsed = empty.parse(RANK, SIZE).unwrap();
+            let parsed = empty.parse(RANK, SIZE, false).unwrap();
             assert!(!parsed.send.is_null() && !parsed.recv.is_null(), "{collective:?}: unused pointers are dangling");
             let wild: *mut c_void = ptr::without_provenance_mut(usize::MAX);
-            assert!(Arguments { send: wild, recv: wild, ..empty }.parse(RANK, SIZE).is_ok(), "{collective:?}");
+            assert!(Arguments { send: wild, recv: wild, ..empty }.parse(RANK, SIZE, false).is_ok(), "{collective:?}");
         }
     }
 
@@ -870,10 +907,10 @@ mod tests {
         let mut memory = [0; 1024];
         let ok = call(Collective::AllReduce, &mut memory, 0, 512);
         for count in [usize::MAX, usize::MAX / 4 + 1, isize::MAX as usize / 4 + 1, isize::MAX as usize / 16 + 1] {
-            refused(Arguments { count, ..ok }.parse(RANK, SIZE), "more than can be addressed");
+            refused(Arguments { count, ..ok }.parse(RANK, SIZE, false), "more than can be addressed");
         }
         let end: *const c_void = ptr::without_provenance(usize::MAX - 14);
-        refused(Arguments { send: end, ..ok }.parse(RANK, SIZE), "do not fit into the address space");
+        refused(Arguments { send: end, ..ok }.parse(RANK, SIZE, false), "do not fit into the address space");
     }
 
     #[test]
@@ -881,20 +918,20 @@ mod tests {
         let mut memory = [0; 1024];
         let ok = Arguments { root: 0, ..call(Collective::Reduce, &mut memory, 0, 512) };
         for dtype in [-1, 12, 99, 103, i32::MAX] {
-            refused(Arguments { dtype, ..ok }.parse(RANK, SIZE), "no dtype");
+            refused(Arguments { dtype, ..ok }.parse(RANK, SIZE, false), "no dtype");
         }
         for dtype in [TUTTI_BOOL, TUTTI_INT16, TUTTI_BYTES] {
-            refused(Arguments { dtype, ..ok }.parse(RANK, SIZE), "never reduced");
+            refused(Arguments { dtype, ..ok }.parse(RANK, SIZE, false), "never reduced");
         }
         for op in [-1, 5, i32::MIN] {
-            refused(Arguments { op, ..ok }.parse(RANK, SIZE), "no reduction");
+            refused(Arguments { op, ..ok }.parse(RANK, SIZE, false), "no reduction");
         }
         for root in [-1, 4, i32::MAX] {
-            refused(Arguments { root, ..ok }.parse(RANK, SIZE), "root is");
+            refused(Arguments { root, ..ok }.parse(RANK, SIZE, false), "root is");
         }
-        refused(Arguments { stream: memory.as_mut_ptr().cast(), ..ok }.parse(RANK, SIZE), "stream is not NULL");
+        refused(Arguments { stream: memory.as_mut_ptr().cast(), ..ok }.parse(RANK, SIZE, false), "stream is not NULL");
         refused(
-            Arguments { count: 1, ..Arguments::of(Collective::Barrier) }.parse(RANK, SIZE),
+            Arguments { count: 1, ..Arguments::of(Collective::Barrier) }.parse(RANK, SIZE, false),
             "a barrier moves nothing",
         );
     }
@@ -903,12 +940,12 @@ mod tests {
     fn what_a_collective_does_not_use_is_not_looked_at_and_equal_on_all_ranks() {
         let mut memory = [0; 1024];
         let gather = call(Collective::AllGather, &mut memory, 0, 512);
-        let plain = gather.parse(RANK, SIZE).unwrap().descriptor;
-        assert_eq!(Arguments { op: 77, root: -5, ..gather }.parse(RANK, SIZE).unwrap().descriptor, plain);
+        let plain = gather.parse(RANK, SIZE, false).unwrap().descriptor;
+        assert_eq!(Arguments { op: 77, root: -5, ..gather }.parse(RANK, SIZE, false).unwrap().descriptor, plain);
         assert_eq!((plain.op, plain.root), (Op::Sum, 0));
         let barrier = Arguments::of(Collective::Barrier);
-        let plain = barrier.parse(RANK, SIZE).unwrap().descriptor;
-        assert_eq!(Arguments { dtype: 9999, op: 77, ..barrier }.parse(RANK, SIZE).unwrap().descriptor, plain);
+        let plain = barrier.parse(RANK, SIZE, false).unwrap().descriptor;
+        assert_eq!(Arguments { dtype: 9999, op: 77, ..barrier }.parse(RANK, SIZE, false).unwrap().descriptor, plain);
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub unsafe extern "C" fn tutti_start(
         let timeout = Timeout::from_ms(call.timeout_ms)?;
         let arguments = Arguments::from_call(&call)?;
         if arguments.collective.is_letter() {
-            let letter = arguments.parse_letter(group.size())?;
+            let letter = arguments.parse_letter_for(&group)?;
             return match request.is_null() {
                 true => group.exchange(&[letter], timeout).map(drop),
                 false => give(request, || group.post(letter, timeout)),
@@ -63,13 +63,13 @@ pub unsafe extern "C" fn tutti_start(
         }
         if arguments.collective.is_uneven() {
             // SAFETY: the C caller promises arrays that are NULL or have a number for every rank.
-            let call = unsafe { arguments.parse_uneven(group.rank(), group.size()) }?;
+            let call = unsafe { arguments.parse_uneven_for(&group) }?;
             return match request.is_null() {
                 true => group.run_uneven(call, timeout),
                 false => give(request, || group.start_uneven(call, timeout)),
             };
         }
-        let call = arguments.parse(group.rank(), group.size())?;
+        let call = arguments.parse_for(&group)?;
         match request.is_null() {
             true => group.run(call, timeout),
             false => give(request, || group.start(call, timeout)),

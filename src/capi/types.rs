@@ -139,11 +139,11 @@ pub const TUTTI_MODE_OUTPLACE: i32 = 2;
 /// Served without a copy either way.
 pub const TUTTI_MODE_BOTH: i32 = 3;
 
-/// tutti_explain and tutti_layout_draw write a table for people.
+/// tutti_explain, tutti_layout_draw and tutti_transfer_plan_report write a table for people.
 pub const TUTTI_FORMAT_TEXT: i32 = 0;
-/// tutti_explain and tutti_layout_draw write one JSON object.
+/// tutti_explain, tutti_layout_draw and tutti_transfer_plan_report write one JSON object.
 pub const TUTTI_FORMAT_JSON: i32 = 1;
-/// tutti_layout_draw writes an SVG picture.
+/// tutti_layout_draw draws the layout as an SVG picture, tutti_transfer_plan_report who sends how much to whom.
 pub const TUTTI_FORMAT_SVG: i32 = 2;
 
 /// Kind of group: tensor parallel.

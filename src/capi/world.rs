@@ -88,8 +88,14 @@ pub unsafe extern "C" fn tutti_world_create_local(
         }
         // SAFETY: the C caller promises that options is NULL or a struct as large as it says, whose texts are texts.
         let options = unsafe { parse_local_options(options, size, !devices.is_null()) }?;
+        let devices = match (devices.is_null(), options.device) {
+            // SAFETY: the C caller promises that devices is NULL or has `size` readable numbers.
+            (false, _) => Some(unsafe { std::slice::from_raw_parts(devices, count as usize) }.to_vec()),
+            (true, Some(device)) => Some(vec![device; count as usize]),
+            (true, None) => None,
+        };
         let places = (0..count).map(|_| GROUPS.reserve()).collect::<Result<Vec<_>>>()?;
-        let groups = Group::world_local(count, options)?;
+        let groups = Group::world_local(count, devices.as_deref(), options)?;
         for (rank, (place, group)) in places.into_iter().zip(groups).enumerate() {
             // SAFETY: as above; there are `size` places.
             unsafe { ranks.add(rank).write(hand_out(place, group)) };
@@ -176,9 +182,9 @@ unsafe fn parse_options(options: *const tutti_world_options) -> Result<WorldOpti
     if size_and_rank.is_none() && (!options.unique_id.is_null() || options.all_gather.is_some()) {
         return Err(Error::invalid("unique_id and all_gather need size and rank in the options"));
     }
-    check_device(options.device_kind, options.device)?;
     Ok(WorldOptions {
         size_and_rank,
+        device: device(options.device_kind, options.device)?,
         // SAFETY: the caller's promise.
         unique_id: unsafe { copy_unique_id(options.unique_id, options.unique_id_size) }?,
         // SAFETY: the caller's promise.
@@ -211,11 +217,12 @@ unsafe fn parse_local_options(
             "rank, unique_id, address and all_gather must be unset: all ranks of this world are in this process",
         ));
     }
-    if has_devices || options.device_kind == TUTTI_DEVICE_CUDA {
-        return Err(no_cuda());
+    if has_devices && options.device_kind == TUTTI_DEVICE_CPU {
+        return Err(Error::invalid("devices is not NULL, but device_kind in the options is the CPU"));
     }
-    check_device(if options.device_kind == 0 { TUTTI_DEVICE_CPU } else { options.device_kind }, options.device)?;
+    let kind = if options.device_kind == 0 { TUTTI_DEVICE_CPU } else { options.device_kind };
     Ok(WorldOptions {
+        device: device(kind, options.device)?,
         flags: world_flags(options.flags)?,
         // SAFETY: the caller's promise.
         group: unsafe { as_group(&options) }?,
@@ -258,37 +265,39 @@ unsafe fn copy_unique_id(id: *const c_void, size: usize) -> Result<Option<Vec<u8
     }
 }
 
-/// Refuses devices other than the CPU.
-fn check_device(kind: i32, ordinal: i32) -> Result<()> {
-    let kind = match kind {
-        TUTTI_DEVICE_DEFAULT => device_of_environment(config::variable("TUTTI_DEVICE").as_deref())?,
-        kind => kind,
-    };
+/// The CUDA device that a rank asks for; `None`: the CPU.
+fn device(kind: i32, ordinal: i32) -> Result<Option<i32>> {
     match kind {
-        TUTTI_DEVICE_CPU if ordinal == 0 => Ok(()),
+        TUTTI_DEVICE_DEFAULT => device_of_environment(config::variable("TUTTI_DEVICE").as_deref(), &config::variable),
+        TUTTI_DEVICE_CPU if ordinal == 0 => Ok(None),
         TUTTI_DEVICE_CPU => Err(Error::invalid(format_args!("device is {ordinal}, but CPU ranks have no device"))),
-        TUTTI_DEVICE_CUDA => Err(no_cuda()),
+        TUTTI_DEVICE_CUDA if ordinal >= 0 => Ok(Some(ordinal)),
+        TUTTI_DEVICE_CUDA => Err(Error::invalid(format_args!("device is {ordinal}, which is no ordinal of a device"))),
         _ => Err(Error::invalid(format_args!("device_kind is {kind}; it is 0 (TUTTI_DEVICE), 1 (CPU) or 2 (CUDA)"))),
     }
 }
 
-/// The device kind that TUTTI_DEVICE asks for.
-fn device_of_environment(value: Option<&str>) -> Result<i32> {
+/// The ranks of a host as launchers number them: torchrun, Open MPI, MPICH, Slurm.
+const LOCAL_RANKS: [&str; 4] = ["LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"];
+
+/// The device that TUTTI_DEVICE asks for.
+fn device_of_environment(value: Option<&str>, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i32>> {
     match value {
-        None | Some("cpu") => Ok(TUTTI_DEVICE_CPU),
-        Some("cuda") => Ok(TUTTI_DEVICE_CUDA),
+        None | Some("cpu") => Ok(None),
+        Some("cuda") => LOCAL_RANKS
+            .iter()
+            .find_map(|name| variable(name)?.parse::<u16>().ok())
+            .map(|rank| Some(rank.into()))
+            .ok_or_else(|| {
+                Error::invalid(format_args!(
+                    "TUTTI_DEVICE is \"cuda\", which is the device LOCAL_RANK, but no launcher set that: use \"cuda:N\""
+                ))
+            }),
         Some(other) => match other.strip_prefix("cuda:").map(str::parse::<u16>) {
-            Some(Ok(_)) => Ok(TUTTI_DEVICE_CUDA),
+            Some(Ok(ordinal)) => Ok(Some(ordinal.into())),
             _ => Err(Error::invalid(format_args!("TUTTI_DEVICE is {other:?}; it is \"cpu\", \"cuda\" or \"cuda:N\""))),
         },
     }
-}
-
-#[cold]
-fn no_cuda() -> Error {
-    Error::Unsupported(
-        "CUDA groups are not served in this version: use device_kind TUTTI_DEVICE_CPU, or unset TUTTI_DEVICE".into(),
-    )
 }
 
 /// The caller's bootstrap.
@@ -394,16 +403,22 @@ mod tests {
     }
 
     #[test]
-    fn cuda_is_refused_with_what_to_do_and_unknown_devices_as_such() {
-        refused(check_device(TUTTI_DEVICE_CUDA, 0), Status::Unsupported, "TUTTI_DEVICE_CPU");
-        refused(check_device(TUTTI_DEVICE_CPU, 1), Status::InvalidArgument, "device is 1");
-        refused(check_device(3, 0), Status::InvalidArgument, "device_kind is 3");
-        assert_eq!(device_of_environment(None).unwrap(), TUTTI_DEVICE_CPU);
-        assert_eq!(device_of_environment(Some("cpu")).unwrap(), TUTTI_DEVICE_CPU);
-        assert_eq!(device_of_environment(Some("cuda")).unwrap(), TUTTI_DEVICE_CUDA);
-        assert_eq!(device_of_environment(Some("cuda:7")).unwrap(), TUTTI_DEVICE_CUDA);
+    fn devices_are_those_of_the_options_or_the_environment_and_unknown_ones_are_refused() {
+        assert_eq!(device(TUTTI_DEVICE_CUDA, 3).unwrap(), Some(3));
+        refused(device(TUTTI_DEVICE_CUDA, -1), Status::InvalidArgument, "device is -1");
+        refused(device(TUTTI_DEVICE_CPU, 1), Status::InvalidArgument, "device is 1");
+        refused(device(3, 0), Status::InvalidArgument, "device_kind is 3");
+        let environment = |value, rank: Option<&str>| {
+            let rank = rank.map(str::to_owned);
+            device_of_environment(value, &move |name| rank.clone().filter(|_| name == "LOCAL_RANK"))
+        };
+        assert_eq!(environment(None, None).unwrap(), None);
+        assert_eq!(environment(Some("cpu"), None).unwrap(), None);
+        assert_eq!(environment(Some("cuda"), Some("5")).unwrap(), Some(5));
+        refused(environment(Some("cuda"), None), Status::InvalidArgument, "LOCAL_RANK");
+        assert_eq!(environment(Some("cuda:7"), Some("5")).unwrap(), Some(7));
         for wrong in ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
-            refused(device_of_environment(Some(wrong)), Status::InvalidArgument, "TUTTI_DEVICE is");
+            refused(environment(Some(wrong), None), Status::InvalidArgument, "TUTTI_DEVICE is");
         }
     }
 
@@ -416,8 +431,9 @@ mod tests {
         refused(parse(tutti_world_options { rank: 1, ..options() }), Status::InvalidArgument, "must be unset");
         let elsewhere = tutti_world_options { address: c"a:1".as_ptr(), ..options() };
         refused(parse(elsewhere), Status::InvalidArgument, "must be unset");
-        // SAFETY: NULL is allowed.
-        refused(unsafe { parse_local_options(std::ptr::null(), 4, true) }, Status::Unsupported, "CUDA");
+        // SAFETY: as above.
+        let with_devices = unsafe { parse_local_options(&options(), 4, true) };
+        refused(with_devices, Status::InvalidArgument, "devices is not NULL");
     }
 
     /// Gathers the bytes of this rank reversed, so that it matters what it was given; fails if told to.

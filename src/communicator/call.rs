@@ -1,8 +1,11 @@
 //! A collective call after parsing: what all ranks must agree on, and this rank's memory.
 
-use std::fmt;
+use std::{ffi::c_void, fmt};
 
-use crate::dtype::{Collective, DType, Op};
+use crate::{
+    config::Timeout,
+    dtype::{Collective, DType, Op},
+};
 
 /// What every rank must call alike. Two ranks whose descriptors differ get `MISMATCH`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,6 +113,17 @@ pub struct Call {
     pub send: *const u8,
     /// This rank's result; dangling where the rank receives nothing.
     pub recv: *mut u8,
+    /// The stream of a call on a CUDA group; NULL is its legacy default stream, and all there is on a CPU group.
+    pub stream: *mut c_void,
+    /// How long what is enqueued may wait on the device, once the group has resolved it.
+    pub timeout: Timeout,
+}
+
+impl Call {
+    /// A call on no stream, with the group's deadline.
+    pub fn new(descriptor: Descriptor, send: *const u8, recv: *mut u8) -> Self {
+        Call { descriptor, send, recv, stream: std::ptr::null_mut(), timeout: Timeout::Default }
+    }
 }
 
 // SAFETY: the pointers belong to the caller, who promises exclusive use until the call is done, from any thread.

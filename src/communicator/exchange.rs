@@ -96,7 +96,7 @@ impl<L: Lanes> Exchange<L> {
             action: Action::Place { stride: 0 },
         };
         let sources = Vec::with_capacity(members.size() as usize);
-        let call = Call { descriptor: nothing, send: std::ptr::null(), recv: std::ptr::null_mut() };
+        let call = Call::new(nothing, std::ptr::null(), std::ptr::null_mut());
         Exchange { lanes, members, call, pattern, base: 0, steps: 0, published: 0, consumed: 0, sources }
     }
 

@@ -34,6 +34,8 @@ pub use meeting::Meeting;
 pub use pattern::{Action, Pattern, Ranks};
 pub use uneven::{Part, Parts, Uneven};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{bootstrap::Members, dtype::Collective, error::Result};
 
 /// How far an operation has come.
@@ -87,12 +89,25 @@ pub trait Provider: Send + Sync {
     /// The name in options, plans and tables: one lower-case word.
     fn name(&self) -> &'static str;
 
+    /// Whether it serves groups whose buffers are memory of CUDA devices; else it serves those of host memory.
+    fn is_for_devices(&self) -> bool {
+        false
+    }
+
     /// The ways in which it serves calls.
     fn algorithms(&self) -> &'static [Algorithm];
 
     /// Which of them serve a collective best in this group, by size, as far as is known beforehand. From what all members
-    /// know alike. The plan takes the first row that reaches up to a call's contribution.
+    /// know alike; where ranks differ (in their devices), what rank 0 says holds. The plan takes the first row that
+    /// reaches up to a call's contribution.
     fn rows(&self, members: &Members, collective: Collective) -> Vec<Row>;
+
+    /// Where the limits of those rows come from, row by row, for `explain`; nothing where that follows from how the
+    /// algorithms work.
+    fn sources(&self, members: &Members) -> Vec<String> {
+        let _ = members;
+        Vec::new()
+    }
 
     /// What the communicator could do for these members as far as this rank can tell, or why not.
     /// Local and cheap: no communication.
@@ -153,7 +168,7 @@ impl Carries {
 }
 
 /// Calls whose contribution is at most `up_to` bytes (and above the row before) are best served so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Row {
     /// Bytes.
     pub up_to: u64,
@@ -162,7 +177,7 @@ pub struct Row {
 }
 
 /// How a call is served: indices of a communicator's algorithms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Way {
     /// For buffers of any kind.
     pub algorithm: u8,

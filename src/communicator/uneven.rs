@@ -188,7 +188,7 @@ impl Parts {
             flags: 0,
             count: mine.len() as u64,
         };
-        let call = Call { descriptor, send: mine.as_ptr().cast(), recv: all.as_mut_ptr().cast() };
+        let call = Call::new(descriptor, mine.as_ptr().cast(), all.as_mut_ptr().cast());
         if let Some(pattern) = Pattern::new(&descriptor, self.members.rank(), self.size()) {
             exchange.begin(&call, pattern);
         }

@@ -55,6 +55,9 @@ impl Plan {
         match self.choose(call) {
             Some(choice) => {
                 let _ = writeln!(text, "  served by {}: {}", self.full_name(choice, call.flags), self.why(call));
+                if let (Some(source), false) = (self.source(call), self.is_overridden(call)) {
+                    let _ = writeln!(text, "  up to there by the row of {source}");
+                }
             }
             None => {
                 let _ = writeln!(text, "  served by nothing");
@@ -120,6 +123,7 @@ impl Plan {
             "one_host": self.is_on_one_host(),
             "plan": format!("{:016x}", self.digest()),
             "chosen": self.choose(call).map(name),
+            "row": self.source(call).filter(|_| !self.is_overridden(call)),
             "ranges": ranges,
             "candidates": candidates,
         })

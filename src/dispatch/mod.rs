@@ -20,8 +20,9 @@ pub use plan::{Candidate, Choice, Plan, Standing};
 
 use crate::{
     bootstrap::{Members, session::Session},
-    communicator::{Algorithm, Capabilities, Communicator, Provider},
+    communicator::{Algorithm, Capabilities, Communicator, Provider, Row},
     config::{self, Selection},
+    cuda,
     dtype::COLLECTIVES,
     error::{Error, Result, Status},
     shm::Shm,
@@ -29,10 +30,10 @@ use crate::{
 };
 
 /// The communicators, in the order of preference. Adding one is a line here and a folder of its own.
-const PROVIDERS: [&dyn Provider; 2] = [&Shm, &Sockets];
+const PROVIDERS: [&dyn Provider; 5] = [&cuda::Push, &cuda::Pull, &cuda::Staged, &Shm, &Sockets];
 
 /// Names that options may mention although this build does not have them.
-const FORESEEN: [&str; 6] = ["nccl", "push", "pull", "multicast", "quantised", "mpi"];
+const FORESEEN: [&str; 4] = ["nccl", "multicast", "quantised", "mpi"];
 
 /// What a group decides by; equal on all ranks, or it is not made.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +75,11 @@ impl Policy {
         })
     }
 
+    /// The same for the CPU sibling of a CUDA group, which takes whatever serves host memory.
+    pub fn for_host_memory(&self) -> Policy {
+        Policy { communicators: Selection::All, all_reduce: Selection::All, ..self.clone() }
+    }
+
     /// The rows of `TUTTI_PLAN` as a text that is equal on ranks where they are.
     pub fn overrides(&self) -> String {
         table::render(&self.overrides)
@@ -100,7 +106,29 @@ fn overrides(plan: Option<&str>) -> Result<Vec<table::Override>> {
 /// What one rank says before the group agrees.
 #[derive(Serialize, Deserialize)]
 struct Ballot {
-    probes: Vec<Result<Capabilities, String>>,
+    probes: Vec<Result<Offer, String>>,
+}
+
+/// What a communicator could do, and in which way for which size.
+#[derive(Serialize, Deserialize)]
+struct Offer {
+    capabilities: Capabilities,
+    /// By the numbers of the collectives.
+    rows: Vec<Vec<Row>>,
+    sources: Vec<String>,
+}
+
+impl Offer {
+    fn of(provider: &dyn Provider, members: &Members) -> Result<Self, String> {
+        let capabilities = provider.probe(members)?;
+        let rows = COLLECTIVES.map(|collective| provider.rows(members, collective)).to_vec();
+        Ok(Offer { capabilities, rows, sources: provider.sources(members) })
+    }
+}
+
+/// The communicators for the kind of memory that a group's buffers are.
+fn providers(members: &Members) -> Vec<&'static dyn Provider> {
+    PROVIDERS.into_iter().filter(|provider| provider.is_for_devices() == members.device().is_some()).collect()
 }
 
 /// A group's communicators, one for each candidate of its plan that is there.
@@ -125,20 +153,21 @@ async fn agree_in(
     policy: Policy,
     deadline: Option<Instant>,
 ) -> Result<(Plan, Communicators)> {
-    let probes: Vec<_> = PROVIDERS.iter().map(|provider| provider.probe(members)).collect();
+    let providers = providers(members);
+    let probes: Vec<_> = providers.iter().map(|provider| Offer::of(*provider, members)).collect();
     let mine = postcard::to_allocvec(&Ballot { probes }).map_err(|e| Error::Internal(format!("ballot: {e}")))?;
     let said = session.all_gather(&mine, None).await?;
     let mut ballots = Vec::with_capacity(said.len());
     for (rank, message) in said.iter().enumerate() {
         let ballot: Ballot = postcard::from_bytes(&message.body)
             .ok()
-            .filter(|ballot: &Ballot| ballot.probes.len() == PROVIDERS.len())
+            .filter(|ballot: &Ballot| ballot.probes.len() == providers.len())
             .ok_or_else(|| garbled(members, rank as u32))?;
         ballots.push(ballot);
     }
-    let mut candidates = Vec::with_capacity(PROVIDERS.len());
-    let mut communicators: Communicators = Vec::with_capacity(PROVIDERS.len());
-    for (index, provider) in PROVIDERS.iter().enumerate() {
+    let mut candidates = Vec::with_capacity(providers.len());
+    let mut communicators: Communicators = Vec::with_capacity(providers.len());
+    for (index, provider) in providers.iter().enumerate() {
         let standing = match policy.communicators.allows(provider.name()) {
             false => Standing::Excluded,
             true => together(&ballots, index),
@@ -161,10 +190,13 @@ async fn agree_in(
             }
             other => (other, None),
         };
+        let first = ballots.first().and_then(|ballot| ballot.probes[index].as_ref().ok());
+        let (rows, sources) = first.map(|first| (first.rows.clone(), first.sources.clone())).unwrap_or_default();
         candidates.push(Candidate {
             name: provider.name(),
             algorithms: provider.algorithms(),
-            rows: COLLECTIVES.map(|collective| provider.rows(members, collective)).to_vec(),
+            rows,
+            sources,
             standing,
             enabled: true,
         });
@@ -187,7 +219,9 @@ fn together(ballots: &[Ballot], index: usize) -> Standing {
     let mut agreed: Option<Capabilities> = None;
     for (rank, ballot) in ballots.iter().enumerate() {
         match &ballot.probes[index] {
-            Ok(theirs) => agreed = Some(agreed.map_or(*theirs, |agreed| agreed.and(theirs))),
+            Ok(Offer { capabilities: theirs, .. }) => {
+                agreed = Some(agreed.map_or(*theirs, |agreed| agreed.and(theirs)));
+            }
             Err(reason) => return Standing::Unavailable(format!("rank {rank}: {reason}")),
         }
     }

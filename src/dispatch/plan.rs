@@ -31,6 +31,8 @@ pub struct Candidate {
     pub algorithms: &'static [Algorithm],
     /// Which algorithm is for which size, by the numbers of the collectives.
     pub rows: Vec<Vec<Row>>,
+    /// Where the limits of the rows come from; empty where that follows from the algorithms.
+    pub sources: Vec<String>,
     /// Whether the group has it.
     pub standing: Standing,
     /// Whether it may be used now; changed by all ranks together.
@@ -142,6 +144,14 @@ impl Plan {
         let name = |algorithm: u8| candidate.algorithms[usize::from(algorithm)].name;
         let Way { algorithm, registered } = choice.way;
         (candidate.name, name(algorithm), (registered != algorithm).then(|| name(registered)))
+    }
+
+    /// Where the limit of the row comes from that serves this call; `None` where that follows from the algorithm.
+    pub(super) fn source(&self, call: &Descriptor) -> Option<&str> {
+        let candidate = &self.candidates[self.choose(call)?.candidate];
+        let bytes = call.contribution(self.size);
+        let row = rows_of(candidate, call.collective).iter().position(|row| bytes <= row.up_to)?;
+        candidate.sources.get(row).map(String::as_str)
     }
 
     /// Whether a row of `TUTTI_PLAN` serves this call.
@@ -324,7 +334,8 @@ mod tests {
         let last = Row { up_to: u64::MAX, way: Way::of(algorithms.len() as u8 - 1) };
         let rows = if name == "fast" { vec![Row { up_to: 1024, way: Way::of(0) }, last] } else { vec![last] };
         let rows = vec![rows; COLLECTIVES.len()];
-        Candidate { name, algorithms, rows, standing: Standing::Ready(capabilities), enabled: true }
+        let sources = Vec::new();
+        Candidate { name, algorithms, rows, sources, standing: Standing::Ready(capabilities), enabled: true }
     }
 
     fn call(count: u64) -> Descriptor {

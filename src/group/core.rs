@@ -15,7 +15,7 @@ use std::{
 use super::{gate::Collapse, letters::Letters};
 use crate::{
     bootstrap::{Members, members::nap, session::SLICE},
-    communicator::{Call, Descriptor, Letter, Placement, Progress, Task, Uneven, post::Delivery},
+    communicator::{Call, Capture, Descriptor, Letter, Pattern, Placement, Progress, Task, Uneven, post::Delivery},
     config::Timeout,
     dispatch::{Choice, Communicators, Plan, Standing},
     dtype::Collective,
@@ -329,11 +329,16 @@ impl Core {
             Collective::AllReduce => placement(&self.plan, choice.candidate),
             _ => Placement::Both,
         };
-        let (staged, staging) = stage(call, placement).map_err(Err)?;
+        let (mut staged, staging) = stage(call, placement).map_err(Err)?;
         let Some(communicator) = &mut self.communicators[choice.candidate] else {
             let what = format!("the plan names a communicator that is not there for {}", call.descriptor);
             return Err(Err(Error::Internal(what)));
         };
+        if let Some(outpost) = self.members.outpost() {
+            let capturable = is_capturable(&self.plan, choice.candidate);
+            outpost.admit(buffers(call, &self.members), call.stream, capturable).map_err(Err)?;
+            staged.get_or_insert(*call).timeout = timeout;
+        }
         self.sequence += 1;
         let sequence = self.sequence;
         match communicator.start(staged.as_ref().unwrap_or(call), sequence, choice.way) {
@@ -497,6 +502,21 @@ impl Core {
             },
         };
         Error::from(self.members.fail(failure))
+    }
+}
+
+/// What a call reads and writes on this rank.
+pub(super) fn buffers(call: &Call, members: &Members) -> [(*const u8, usize); 2] {
+    let (rank, size) = (members.rank(), members.size());
+    let (send, recv) = Pattern::new(&call.descriptor, rank, size)
+        .map_or((0, 0), |pattern| (pattern.send_bytes(rank), pattern.recv_bytes(size)));
+    [(call.send, send), (call.recv.cast_const(), recv)]
+}
+
+fn is_capturable(plan: &Plan, candidate: usize) -> bool {
+    match &plan.candidates()[candidate].standing {
+        Standing::Ready(capabilities) => capabilities.capture != Capture::Impossible,
+        _ => false,
     }
 }
 

@@ -29,6 +29,7 @@ use crate::{
     },
     communicator::Task,
     config::{GroupOptions, Selection, Timeout, WorldOptions},
+    cuda::{self, device::Device},
     dispatch::{self, Policy},
     error::{Error, Result, Status},
     shm::ring::Ring,
@@ -51,11 +52,12 @@ pub(super) fn world(options: WorldOptions) -> Result<Arc<Group>> {
     fork::watch();
     let (group, policy) = world_settings(&options)?;
     let deadline = group.timeout.deadline();
+    open_devices(options.device.as_slice())?;
     let mesh = bootstrap::join_while(&options, go_on)?;
     let endpoint = Arc::new(Endpoint::new(mesh));
     open_first_channel(&endpoint);
-    bootstrap::service::watch(&endpoint);
-    block_on_while(&endpoint, Box::pin(world_of(endpoint.clone(), group, policy, deadline)), go_on)
+    bootstrap::service::watch(&endpoint, options.device.is_some());
+    block_on_while(&endpoint, Box::pin(world_of(endpoint.clone(), group, policy, options.device, deadline)), go_on)
 }
 
 /// What a thread does besides while it waits for a world.
@@ -64,15 +66,21 @@ fn go_on() -> bool {
 }
 
 /// See [`Group::world_local`].
-pub(super) fn world_local(size: u32, options: WorldOptions) -> Result<Vec<Arc<Group>>> {
+pub(super) fn world_local(size: u32, devices: Option<&[i32]>, options: WorldOptions) -> Result<Vec<Arc<Group>>> {
     fork::watch();
+    if devices.is_some_and(|devices| devices.len() != size as usize) {
+        return Err(Error::invalid("there must be one device for each rank"));
+    }
+    open_devices(devices.unwrap_or_default())?;
     let (group, policy) = world_settings(&options)?;
     let deadline = group.timeout.deadline();
     let endpoints: Vec<_> = bootstrap::local(size)?.into_iter().map(|mesh| Arc::new(Endpoint::new(mesh))).collect();
     endpoints.iter().for_each(|endpoint| open_first_channel(endpoint));
     let mut tasks: Vec<Task<Arc<Group>>> = Vec::with_capacity(endpoints.len());
-    for endpoint in &endpoints {
-        tasks.push(Box::pin(world_of(endpoint.clone(), group.clone(), policy.clone(), deadline)));
+    for (rank, endpoint) in endpoints.iter().enumerate() {
+        let device = devices.map(|devices| devices[rank]);
+        bootstrap::service::watch(endpoint, device.is_some());
+        tasks.push(Box::pin(world_of(endpoint.clone(), group.clone(), policy.clone(), device, deadline)));
     }
     let mut groups: Vec<Option<Result<Arc<Group>>>> = tasks.iter().map(|_| None).collect();
     let mut context = Context::from_waker(Waker::noop());
@@ -117,7 +125,8 @@ async fn of_list(
     options.name = Some(name);
     let world_ranks = ranks.iter().map(|rank| parent.world_rank(*rank)).collect();
     let endpoint = parent.endpoint().clone();
-    make(endpoint, session, parent.uid(), world_ranks, options, policy, deadline).await
+    let wanted = Wanted { ranks: world_ranks, options, policy, device: parent.device(), deadline };
+    make(endpoint, session, parent.uid(), wanted).await
 }
 
 /// The group of the ranks of `parent` that name this color.
@@ -295,6 +304,39 @@ pub(super) async fn agree_on(members: &Arc<Members>, number: u64, deadline: Opti
     }
 }
 
+/// Agrees with all members that they have captured the same: so many calls, with this digest. Ranks that differ fail
+/// the group, as any failure does but one: a rank that aborted its capture only says so.
+pub(super) async fn agree_on_capture(
+    members: &Arc<Members>,
+    captured: (u32, u64),
+    deadline: Option<Instant>,
+) -> Result<()> {
+    let mut session = members.session(deadline, format!("a capture of group {:?}", members.name()));
+    let mine = [u64::from(captured.0).to_le_bytes(), captured.1.to_le_bytes()].concat();
+    let said = match session.all_gather(&mine, None).await {
+        Ok(said) => said,
+        Err(error) => {
+            session.give_up(&error);
+            return Err(match error.status() {
+                Status::InvalidUsage => Error::usage(error),
+                _ => members.fail_with(error).into(),
+            });
+        }
+    };
+    session.finish().await?;
+    // All ranks compare with the first, and so tell one story.
+    let Some((first, rank)) = said.first().zip(said.iter().position(|message| message.body != said[0].body)) else {
+        return Ok(());
+    };
+    let calls = |message: &Message| message.body.first_chunk().map_or(0, |count| u64::from_le_bytes(*count));
+    let (ours, theirs, name) = (calls(first), calls(&said[rank]), members.name());
+    let text = match ours == theirs {
+        true => format!("ranks 0 and {rank} captured {ours} calls each of group {name:?}, but different ones"),
+        false => format!("rank 0 captured {ours} calls of group {name:?}, rank {rank} {theirs}"),
+    };
+    Err(members.fail_with(Error::failed(Status::Mismatch, Some(rank as u32), text)).into())
+}
+
 /// Whether these can be the ranks of a group made from one of `size`.
 pub(super) fn check_ranks(ranks: &[u32], size: u32) -> Result<()> {
     if ranks.is_empty() {
@@ -369,10 +411,22 @@ fn open_first_channel(endpoint: &Endpoint) {
     endpoint.open(channel_of(endpoint.uid(), Channel::Creations), Weak::new());
 }
 
+/// What a group is to be, as this rank wants it.
+struct Wanted {
+    /// World ranks.
+    ranks: Vec<u32>,
+    options: GroupOptions,
+    policy: Policy,
+    /// The CUDA device of this rank; `None`: buffers are host memory.
+    device: Option<i32>,
+    deadline: Option<Instant>,
+}
+
 async fn world_of(
     endpoint: Arc<Endpoint>,
     mut options: GroupOptions,
     policy: Policy,
+    device: Option<i32>,
     deadline: Option<Instant>,
 ) -> Result<Arc<Group>> {
     options.name.get_or_insert_with(|| "world".into());
@@ -382,20 +436,12 @@ async fn world_of(
     let session =
         Session::new(endpoint.clone(), channel, ranks.clone(), numbers, deadline, "creation of the world".into());
     let uid = endpoint.uid();
-    make(endpoint, session, uid, ranks, options, policy, deadline).await
+    make(endpoint, session, uid, Wanted { ranks, options, policy, device, deadline }).await
 }
 
 /// Makes a group in a session of its members.
-async fn make(
-    endpoint: Arc<Endpoint>,
-    mut session: Session,
-    parent: u64,
-    ranks: Vec<u32>,
-    options: GroupOptions,
-    policy: Policy,
-    deadline: Option<Instant>,
-) -> Result<Arc<Group>> {
-    match make_in(endpoint, &mut session, parent, ranks, options, policy, deadline).await {
+async fn make(endpoint: Arc<Endpoint>, mut session: Session, parent: u64, wanted: Wanted) -> Result<Arc<Group>> {
+    match make_in(endpoint, &mut session, parent, wanted).await {
         Ok(group) => {
             session.finish().await?;
             registry::enter(&group);
@@ -408,17 +454,44 @@ async fn make(
     }
 }
 
-async fn make_in(
-    endpoint: Arc<Endpoint>,
+async fn make_in(endpoint: Arc<Endpoint>, session: &mut Session, parent: u64, wanted: Wanted) -> Result<Arc<Group>> {
+    let uid = greet(session, &endpoint, parent, &wanted.ranks, settings(&wanted)?).await?;
+    // The calls of a CUDA group do not touch the host; what its ranks do there, they do in a group of their own.
+    let cpu = match wanted.device {
+        Some(_) => Some(assemble(&endpoint, session, mix(uid, SIBLING), wanted.sibling(), None).await?),
+        None => None,
+    };
+    assemble(&endpoint, session, uid, wanted, cpu).await
+}
+
+impl Wanted {
+    /// The same ranks for host memory, with whatever serves that.
+    fn sibling(&self) -> Wanted {
+        let name = self.options.name.clone().unwrap_or_default();
+        Wanted {
+            ranks: self.ranks.clone(),
+            options: GroupOptions { name: Some(format!("{name}/cpu")), ..self.options.clone() },
+            policy: self.policy.for_host_memory(),
+            device: None,
+            deadline: self.deadline,
+        }
+    }
+}
+
+/// What makes the number of a CPU sibling out of its group's.
+const SIBLING: u64 = 0x7369_626c_696e_6721;
+
+/// Makes a group whose ranks agree on its settings.
+async fn assemble(
+    endpoint: &Arc<Endpoint>,
     session: &mut Session,
-    parent: u64,
-    ranks: Vec<u32>,
-    options: GroupOptions,
-    policy: Policy,
-    deadline: Option<Instant>,
+    uid: u64,
+    wanted: Wanted,
+    cpu: Option<Arc<Group>>,
 ) -> Result<Arc<Group>> {
+    let Wanted { ranks, options, policy, device, deadline } = wanted;
     let name = options.name.clone().unwrap_or_default();
-    let members = meet(endpoint, session, parent, ranks.clone(), &name, settings(&ranks, &options, &policy)).await?;
+    let members = meet(endpoint, session, uid, ranks, &name, device).await?;
     if let Some(trouble) = members.unshared()
         && members.on_one_host()
     {
@@ -427,26 +500,36 @@ async fn make_in(
     let (plan, communicators) = dispatch::agree(&members, policy, deadline).await?;
     let (name, rank, size, digest) = (members.name(), members.rank(), members.size(), plan.digest());
     log::info!(target: "tutti::group", "group {name:?} is made: rank {rank} of {size}, plan {digest:016x}");
-    Ok(Group::new(members, options, plan, communicators))
+    Ok(Group::new(members, options, plan, communicators, cpu))
 }
 
-/// The members of something new: all say hello, compare their settings, and share a board if they can.
-async fn meet(
-    endpoint: Arc<Endpoint>,
+/// Says hello to the members of something new, and compares settings with theirs: its number.
+async fn greet(
     session: &mut Session,
+    endpoint: &Endpoint,
     parent: u64,
-    ranks: Vec<u32>,
-    name: &str,
+    ranks: &[u32],
     settings: Vec<(String, String)>,
-) -> Result<Arc<Members>> {
+) -> Result<u64> {
     let hello = Hello { settings, nonce: random()? };
     let mine = postcard::to_allocvec(&hello).map_err(|error| Error::Internal(format!("hello: {error}")))?;
     let said = session.all_gather(&mine, None).await?;
-    let uid = compare(session.subject(), parent, &endpoint, &ranks, &hello, &said)?;
+    compare(session.subject(), parent, endpoint, ranks, &hello, &said)
+}
+
+/// The members of something new whose ranks agree on its settings: they share a board if they can.
+async fn meet(
+    endpoint: &Arc<Endpoint>,
+    session: &mut Session,
+    uid: u64,
+    ranks: Vec<u32>,
+    name: &str,
+    device: Option<i32>,
+) -> Result<Arc<Members>> {
     // From here on peers may send on its channels.
-    let channels = Channels::open(&endpoint, uid);
-    let board = make_board(session, &ranks, &endpoint).await?;
-    let members = Members::new(name.to_owned(), uid, ranks, endpoint.clone(), board)?;
+    let channels = Channels::open(endpoint, uid);
+    let board = make_board(session, &ranks, endpoint).await?;
+    let members = Members::new(name.to_owned(), uid, ranks, endpoint.clone(), board, device)?;
     channels.keep();
     Ok(members)
 }
@@ -488,7 +571,8 @@ async fn queue_in(
     settings[0].1 = env!("CARGO_PKG_VERSION").to_owned();
     settings.push(("name".to_owned(), name.to_owned()));
     let (endpoint, ranks) = (parent.endpoint().clone(), parent.world_ranks().to_vec());
-    let members = meet(endpoint, session, parent.uid(), ranks, name, settings).await?;
+    let uid = greet(session, &endpoint, parent.uid(), &ranks, settings).await?;
+    let members = meet(&endpoint, session, uid, ranks, name, None).await?;
     if let Some(why) = members.unshared() {
         return Err(Error::Unsupported(format!(
             "a queue needs memory that all its ranks share: {why}; make it in a group of ranks of one host, or send objects"
@@ -528,7 +612,8 @@ impl Drop for Channels<'_> {
 }
 
 /// The *group* settings: what must be equal on all members.
-fn settings(ranks: &[u32], options: &GroupOptions, policy: &Policy) -> Vec<(String, String)> {
+fn settings(wanted: &Wanted) -> Result<Vec<(String, String)>> {
+    let Wanted { ranks, options, policy, device, .. } = wanted;
     let selection = |selection: &Selection| match selection {
         Selection::All => "all".to_owned(),
         Selection::Only(names) => names.join(","),
@@ -539,7 +624,9 @@ fn settings(ranks: &[u32], options: &GroupOptions, policy: &Policy) -> Vec<(Stri
         Timeout::Never => "none".to_owned(),
         timeout => timeout.duration().map_or_else(String::new, |duration| format!("{} ms", duration.as_millis())),
     };
-    [
+    let kind = if device.is_some() { "cuda" } else { "cpu" };
+    let mut settings = vec![
+        ("device kind", kind.to_owned()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("ranks (of the world)", format!("{ranks:?}")),
         ("name", options.name.clone().unwrap_or_default()),
@@ -548,9 +635,13 @@ fn settings(ranks: &[u32], options: &GroupOptions, policy: &Policy) -> Vec<(Stri
         ("communicators", selection(&policy.communicators)),
         ("TUTTI_ALL_REDUCE", selection(&policy.all_reduce)),
         ("TUTTI_PLAN", policy.overrides()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .to_vec()
+    ];
+    if device.is_some() {
+        // As a number: it stands in the text of a difference.
+        let plan = cuda::plan_text()?.bytes().fold(0, |number, byte| mix(number, byte.into()));
+        settings.push(("TUTTI_CUDA_PLAN", format!("a table with the digest {plan:016x}")));
+    }
+    Ok(settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 /// Compares everybody's hello with this rank's, and makes the group's number out of all of them.
@@ -562,13 +653,6 @@ fn compare(
     mine: &Hello,
     said: &[Message],
 ) -> Result<u64> {
-    // SplitMix64's finaliser, over everybody's nonce in turn.
-    let mix = |number: u64, nonce: u64| {
-        let mut mixed = (number ^ nonce).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    };
     let me = endpoint.rank();
     let mut uid = parent;
     for (index, (rank, message)) in ranks.iter().zip(said).enumerate() {
@@ -586,6 +670,19 @@ fn compare(
         uid = mix(uid, theirs.nonce);
     }
     Ok(uid)
+}
+
+/// SplitMix64's finaliser, over a number and what is mixed into it.
+fn mix(number: u64, more: u64) -> u64 {
+    let mut mixed = (number ^ more).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
+
+/// Opens the devices before a rank joins: one that cannot be had is an error of this rank alone, at once.
+fn open_devices(devices: &[i32]) -> Result<()> {
+    devices.iter().try_for_each(|ordinal| Device::open(*ordinal).map(|_| ()))
 }
 
 /// "world[0,2]": the parent and the ranks, or how many where they are many.

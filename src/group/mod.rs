@@ -42,6 +42,7 @@ use crate::{
     bootstrap::Members,
     communicator::{Call, Descriptor, Letter, Placement, Uneven, post::Delivery},
     config::{GroupOptions, Timeout, WorldOptions},
+    cuda::lane::{Lane, Notes},
     dispatch::{Format, Plan, Standing},
     dtype::{Collective, DType, Op},
     error::{Error, Failure, Result, Status},
@@ -69,6 +70,8 @@ pub struct Group {
     occupied: AtomicBool,
     /// The plan, for whoever asks from another thread.
     plan: Arc<Mutex<Arc<Plan>>>,
+    /// The group of the same ranks for host memory, where this one is for that of devices.
+    cpu: Option<Arc<Group>>,
     /// See [`Group::tag`].
     tag: OnceLock<usize>,
 }
@@ -80,8 +83,9 @@ impl Group {
     }
 
     /// A world whose `size` ranks are all in this process, for one thread or several to drive.
-    pub fn world_local(size: u32, options: WorldOptions) -> Result<Vec<Arc<Self>>> {
-        create::world_local(size, options)
+    /// `devices`: the CUDA device of each rank; without, buffers are host memory.
+    pub fn world_local(size: u32, devices: Option<&[i32]>, options: WorldOptions) -> Result<Vec<Arc<Self>>> {
+        create::world_local(size, devices, options)
     }
 
     /// Makes a group of some ranks of this one, which becomes theirs in the given order. Collective over those ranks
@@ -166,6 +170,16 @@ impl Group {
         self.members.size()
     }
 
+    /// The CUDA device of this rank; `None` where buffers are host memory.
+    pub fn device(&self) -> Option<i32> {
+        self.members.device()
+    }
+
+    /// The group of the same ranks for host memory; `None` where this is it.
+    pub fn cpu(&self) -> Option<&Arc<Group>> {
+        self.cpu.as_ref()
+    }
+
     /// The name, for texts.
     pub fn name(&self) -> &str {
         self.members.name()
@@ -192,6 +206,10 @@ impl Group {
 
     /// Returns when all ranks have called it.
     pub fn sync(self: &Arc<Self>, timeout: Timeout) -> Result<()> {
+        if let Some(cpu) = &self.cpu {
+            batch::checked("a sync", self.members.check())?;
+            return cpu.sync(timeout);
+        }
         let descriptor = Descriptor {
             collective: Collective::Barrier,
             dtype: DType::Bytes,
@@ -200,7 +218,7 @@ impl Group {
             flags: 0,
             count: 0,
         };
-        self.run(Call { descriptor, send: std::ptr::null(), recv: std::ptr::null_mut() }, timeout)
+        self.run(Call::new(descriptor, std::ptr::null(), std::ptr::null_mut()), timeout)
     }
 
     /// Fails the group on all ranks: whoever waits in it returns within 10 ms. From any thread.
@@ -213,6 +231,9 @@ impl Group {
             sequence: 0,
             text: format!("rank {rank} aborted group {:?}", self.name()),
         });
+        if let Some(cpu) = &self.cpu {
+            cpu.abort();
+        }
     }
 
     /// Leaves the group: a call that is going on ends with `ABORTED`, later ones are refused, and peers that wait for
@@ -222,6 +243,9 @@ impl Group {
             return;
         }
         self.members.leave();
+        if let Some(cpu) = &self.cpu {
+            cpu.leave();
+        }
         // What was started and not waited for ends here. A thread that is inside ends its call itself; whoever is
         // told that the group is destroyed may free the buffers, so it has to be out.
         let deadline = Instant::now() + LETTING_GO;
@@ -239,7 +263,7 @@ impl Group {
     pub fn run(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<()> {
         let timeout = timeout.or(self.options.timeout);
         if batch::is_open() {
-            batch::checked(call.descriptor, self.refuse_unserved(&call.descriptor))?;
+            batch::checked(call.descriptor, self.refuse_call(&call))?;
             batch::push(self, Work::Call(call, timeout));
             return Ok(());
         }
@@ -352,10 +376,40 @@ impl Group {
         })))
     }
 
+    /// Lets a capture session hear which calls are captured from now on, for as long as it keeps the notes; `None`
+    /// where nothing can be captured.
+    pub fn note_captures(&self) -> Option<Arc<Notes>> {
+        let lane = Lane::existing(&self.members)?;
+        let notes = Arc::new(Notes::default());
+        lane.note_into(&notes);
+        Some(notes)
+    }
+
+    /// Agrees with all ranks that they have captured the same calls; ranks that have not fail the group.
+    pub fn commit_capture(self: &Arc<Self>, notes: &Notes) -> Result<()> {
+        let (members, deadline, captured) = (self.members.clone(), self.options.timeout.deadline(), notes.read());
+        batch::checked("a commit of a capture", members.check())?;
+        self.perform(Work::Task(Box::pin(async move {
+            create::agree_on_capture(&members, captured, deadline).await?;
+            Ok(Outcome::Nothing)
+        })))
+    }
+
+    /// Tells the ranks that wait in [`Group::commit_capture`] that this one will not come. Never waits.
+    pub fn abort_capture(&self) {
+        let (rank, name) = (self.rank(), self.name());
+        let session = self.members.session(None, format!("a capture of group {name:?}"));
+        session.give_up(&Error::usage(format_args!("rank {rank} aborted its capture of group {name:?}")));
+    }
+
     /// Allocates `bytes` on every rank that all ranks of the group, and of groups made from it, can read in place. What it
     /// gives is at least a page, zeroed, and lives until [`free_memory`]. Collective, with equal `bytes`.
     pub fn allocate(self: &Arc<Self>, bytes: usize, deliver: Box<dyn FnOnce(*mut u8) + Send>) -> Result<()> {
         batch::checked("an allocation", self.members.check())?;
+        if self.device().is_some() {
+            let why = "tutti_mem_alloc is not served for CUDA groups in this version: their calls take any memory of the device";
+            return batch::checked("an allocation", Err(Error::Unsupported(why.into())));
+        }
         self.perform(Work::Task(Box::pin(memory::allocate(self.members.clone(), bytes, self.options.timeout, deliver))))
     }
 
@@ -365,10 +419,11 @@ impl Group {
         options: GroupOptions,
         plan: Plan,
         communicators: crate::dispatch::Communicators,
+        cpu: Option<Arc<Group>>,
     ) -> Arc<Self> {
         let plan = Arc::new(Mutex::new(Arc::new(plan)));
         let core = Gate::new(Core::new(members.clone(), plan.clone(), communicators));
-        Arc::new(Group { members, options, core, occupied: AtomicBool::new(false), plan, tag: OnceLock::new() })
+        Arc::new(Group { members, options, core, occupied: AtomicBool::new(false), plan, cpu, tag: OnceLock::new() })
     }
 
     /// Work that is not a call: waited for, or written down in a batch.
@@ -405,6 +460,14 @@ impl Group {
         self.members.check()?;
         let plan = self.plan();
         plan.choose(descriptor).map(|_| ()).ok_or_else(|| plan.refusal(descriptor))
+    }
+
+    fn refuse_call(&self, call: &Call) -> Result<()> {
+        self.refuse_unserved(&call.descriptor)?;
+        match self.members.outpost() {
+            Some(outpost) => outpost.check(core::buffers(call, &self.members)),
+            None => Ok(()),
+        }
     }
 
     fn refuse_uneven(&self, call: &Uneven) -> Result<()> {

@@ -118,7 +118,7 @@ mod tests {
 
     fn world(name: &str, size: u32) -> Vec<Arc<Group>> {
         let group = GroupOptions { name: Some(name.into()), ..GroupOptions::default() };
-        Group::world_local(size, WorldOptions { group, ..WorldOptions::default() }).unwrap()
+        Group::world_local(size, None, WorldOptions { group, ..WorldOptions::default() }).unwrap()
     }
 
     fn refusal(name: &str, rank: Option<u32>) -> String {

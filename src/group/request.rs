@@ -1,6 +1,9 @@
 //! Requests: calls that were started and are tested or waited for later.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use super::{
     Group, batch,
@@ -8,8 +11,9 @@ use super::{
     wait,
 };
 use crate::{
-    communicator::Progress,
+    communicator::{Call, Progress},
     config::Timeout,
+    cuda::lane::{Lane, Mark},
     error::{Error, Failure, Result, Status},
 };
 
@@ -18,7 +22,30 @@ pub struct Request {
     group: Arc<Group>,
     ticket: Arc<Ticket>,
     is_receive: bool,
+    /// Where a call on a CUDA group is enqueued: it is over when the stream has come past it.
+    enqueued: Option<Enqueued>,
 }
+
+struct Enqueued {
+    lane: Arc<Lane>,
+    /// The caller's stream, as a number.
+    stream: usize,
+    mark: OnceLock<Result<Mark>>,
+}
+
+impl Enqueued {
+    /// For a call of a CUDA group; `None` on CPU groups.
+    fn of(group: &Group, call: &Call) -> Result<Option<Self>> {
+        let Some(lane) = Lane::existing(&group.members) else { return Ok(None) };
+        if lane.is_capturing(call.stream)? {
+            return Err(Error::usage("a call that is captured is done at replay and has no request: give no request"));
+        }
+        Ok(Some(Enqueued { lane, stream: call.stream as usize, mark: OnceLock::new() }))
+    }
+}
+
+/// How long whoever waits for a stream looks away.
+const GLANCE: Duration = Duration::from_micros(20);
 
 impl Request {
     pub(super) fn start(group: &Arc<Group>, work: Work) -> Result<Arc<Self>> {
@@ -28,8 +55,12 @@ impl Request {
                  give no request",
             ));
         }
+        let mut enqueued = None;
         match &work {
-            Work::Call(call, _) => group.refuse_unserved(&call.descriptor)?,
+            Work::Call(call, _) => {
+                group.refuse_call(call)?;
+                enqueued = Enqueued::of(group, call)?;
+            }
             Work::Uneven(call, _) => group.refuse_uneven(call)?,
             Work::Letter(letter, _) => group.refuse_letter(letter)?,
             Work::Task(_) => {}
@@ -39,7 +70,12 @@ impl Request {
         if ticket.outcome().is_none() {
             wait::started(group);
         }
-        Ok(Arc::new(Request { group: group.clone(), ticket, is_receive }))
+        let request = Arc::new(Request { group: group.clone(), ticket, is_receive, enqueued });
+        if let Some(Ok(())) = request.ticket.outcome() {
+            // The mark is to be behind this call, and not behind later ones.
+            request.is_executed()?;
+        }
+        Ok(request)
     }
 
     /// Whether the call is over: executed, not merely begun. Also goes on with it.
@@ -50,7 +86,10 @@ impl Request {
             }
             wait::advance_started(false);
         }
-        self.ticket.outcome().map_or(Ok(Progress::Pending), |outcome| outcome.map(|()| Progress::Done))
+        match self.ticket.outcome() {
+            None => Ok(Progress::Pending),
+            Some(outcome) => outcome.and_then(|()| self.is_executed()),
+        }
     }
 
     /// Whether this is a receive, which gets a number of elements.
@@ -66,10 +105,31 @@ impl Request {
     /// Waits for the call, but no longer than `timeout` (the default: the group's); then it is still `Pending`.
     pub fn wait(&self, timeout: Timeout) -> Result<Progress> {
         let tickets = [(self.group.clone(), self.ticket.clone())];
-        match wait::for_tickets(&tickets, timeout.or(self.group.options.timeout)) {
-            Some(outcome) => outcome.map(|()| Progress::Done),
-            None => Ok(Progress::Pending),
+        let timeout = timeout.or(self.group.options.timeout);
+        let deadline = timeout.deadline();
+        match wait::for_tickets(&tickets, timeout) {
+            Some(outcome) => outcome?,
+            None => return Ok(Progress::Pending),
         }
+        while self.is_executed()? == Progress::Pending {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(Progress::Pending);
+            }
+            std::thread::sleep(GLANCE);
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Whether a call that is enqueued has been executed; always so on CPU groups.
+    fn is_executed(&self) -> Result<Progress> {
+        let Some(enqueued) = &self.enqueued else { return Ok(Progress::Done) };
+        let mark = enqueued.mark.get_or_init(|| enqueued.lane.mark(enqueued.stream as *mut std::ffi::c_void));
+        if !mark.as_ref().map_err(Clone::clone)?.is_passed()? {
+            return Ok(Progress::Pending);
+        }
+        // Past the call does not mean well: its kernel may have given up.
+        self.group.members.hear();
+        self.group.members.check().map(|()| Progress::Done)
     }
 
     /// Gives the request up. One that is not over aborts its group first, since its buffers may go.

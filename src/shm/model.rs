@@ -120,7 +120,7 @@ fn all_reduce(
     data: *mut u64,
     count: u64,
 ) {
-    let call = Call { descriptor: descriptor(Collective::AllReduce, count), send: data.cast(), recv: data.cast() };
+    let call = Call::new(descriptor(Collective::AllReduce, count), data.cast(), data.cast());
     let mut progress = communication.start(&call, sequence, way).unwrap();
     while progress != Progress::Done {
         communication.rest(Duration::MAX);
@@ -136,8 +136,13 @@ fn model_two_shots_hand_over_every_slice() {
     let test = (module_path!(), "model_two_shots_hand_over_every_slice");
     // The chunks are handed over by the ring's own counters. All ranks contribute to every block, so each is held back by
     // what it awaits before the ring could be full; that it would be is shown for the exchange.
-    let spare =
-        &[LEAVING, "self.flag(rank, sequence).store(", "let flag = ", "others.map(|rank| self.counters(rank).finished"];
+    let spare = &[
+        LEAVING,
+        "self.flag(rank, sequence).store(",
+        "let flag = ",
+        "others.map(|rank| self.counters(rank).finished",
+        "self.counters(self.members.rank()).finished",
+    ];
     prove(Model { test, preemptions: 1, bugs: &["steps not counted"], spare }, |bug| {
         let mapping = Segment::for_model(2);
         let one = |members: Arc<Members>| {
@@ -269,7 +274,7 @@ fn model_a_staging_slot_is_taken_again_only_when_all_have_read_it() {
                 let send: Vec<u64> = (0..count).map(|i| element(sequence, rank, i)).collect();
                 let mut recv = vec![0_u64; send.len()];
                 let what = descriptor(collective, count);
-                let call = Call { descriptor: what, send: send.as_ptr().cast(), recv: recv.as_mut_ptr().cast() };
+                let call = Call::new(what, send.as_ptr().cast(), recv.as_mut_ptr().cast());
                 // SAFETY: in sequence; there is no payload.
                 unsafe { meeting.begin(what, sequence, &[]) };
                 exchange.begin(&call, Pattern::new(&what, rank, 2).unwrap());

@@ -629,7 +629,7 @@ impl Arrival {
                 };
                 // SAFETY: there is room for every part's run, and this rank's part was checked to be its rank.
                 let mine = unsafe { base.add(manifest.part as usize * run) };
-                replicas.run(Call { descriptor, send: mine, recv: *base }, options.timeout)?;
+                replicas.run(Call::new(descriptor, mine, *base), options.timeout)?;
             }
         }
         for (from, index) in &self.copies {
@@ -703,10 +703,20 @@ fn broadcast(options: &Options, start: *mut u8, bytes: usize) -> Call {
         flags: 0,
         count: bytes as u64,
     };
-    Call { descriptor, send: start, recv: start }
+    Call::new(descriptor, start, start)
 }
 
 fn check_peer(group: &Group, options: &Options) -> Result<()> {
+    // The library's memory for dicts is the host's, which the calls of CUDA groups do not take.
+    if let Some(group) =
+        [Some(group), options.replicas.as_deref()].into_iter().flatten().find(|group| group.device().is_some())
+    {
+        return Err(Error::Unsupported(format!(
+            "tensor dicts are not served for CUDA groups in this version, and group {:?} is one: take its CPU sibling \
+             (tutti_group_cpu) and tensors of the host",
+            group.name()
+        )));
+    }
     match options.peer < group.size() {
         true => Ok(()),
         false => {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 use super::cells::{Cell, Flow, Found, Group, Needs, Owner, Sets};
 use super::flow::{self, Demand, Share};
@@ -165,7 +165,7 @@ impl Planner<'_> {
             });
             onward.bytes += result;
         }
-        let limit = (self.block_bytes(members.len()) / sum.size).min(self.options.bucket_bytes / sum.wire);
+        let limit = (self.block_bytes(members.len())? / sum.size).min(self.options.bucket_bytes / sum.wire);
         self.packer.count(region::count_pieces(&part.extent, limit).unwrap_or(u64::MAX), item)?;
         let pieces = &mut self.owned[group as usize][member];
         region::split(part, limit, &mut |piece| {
@@ -176,8 +176,16 @@ impl Planner<'_> {
     }
 
     /// What one member of a reduction may own per round, so that a round of all fits a bucket.
-    fn block_bytes(&self, members: usize) -> u64 {
-        (self.options.bucket_bytes / members as u64 / ALIGN * ALIGN).max(ALIGN)
+    fn block_bytes(&self, members: usize) -> Result<u64> {
+        match self.options.bucket_bytes / members as u64 / ALIGN * ALIGN {
+            0 => Err(Error::invalid(format_args!(
+                "buckets of {} bytes do not hold a block of {ALIGN} for each of {members} ranks whose contributions are \
+                 added up: at least {} are needed",
+                self.options.bucket_bytes,
+                members as u64 * ALIGN
+            ))),
+            bytes => Ok(bytes),
+        }
     }
 
     /// The most that any node receives: senders that send no more are no bottleneck.
@@ -284,7 +292,7 @@ impl Planner<'_> {
     /// One round: of every member's pieces from `next` on as many as fit its block.
     fn emit_round(&mut self, group: Group, owned: &[Vec<Piece>], next: &mut [usize]) -> Result<()> {
         let members = self.sets.get(group.members);
-        let (quota, size) = (self.block_bytes(members.len()), group.dtype.size() as u64);
+        let (quota, size) = (self.block_bytes(members.len())?, group.dtype.size() as u64);
         let stream = self.packer.streams.len() as u32;
         let key = Key { transport: Transport::None, source: members[0], targets: group.members, round: NONE };
         self.packer.streams.push(Stream { key, chunks: Vec::new(), buckets: Vec::new() });

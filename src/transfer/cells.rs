@@ -110,10 +110,11 @@ impl Sets {
     }
 }
 
-/// Finds the cells of all tensors. `limit` is told how many there are so far, and at which tensor, before they are kept.
+/// Finds the cells of all tensors. `limit` is told how many there will be, and at which tensor, before any is made.
 pub(super) fn find(items: &[Resolved], limit: impl Fn(u64, usize) -> Result<()>) -> Result<Found> {
     let mut finder = Finder::new(items);
     let mut count = 0u64;
+    let mut all = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate().filter(|(_, item)| !item.shape.contains(&0)) {
         let dims = 0..item.shape.len();
         let overlaps: Vec<Vec<Overlap>> =
@@ -121,6 +122,9 @@ pub(super) fn find(items: &[Resolved], limit: impl Fn(u64, usize) -> Result<()>)
         let cells = overlaps.iter().try_fold(1u64, |cells, overlaps| cells.checked_mul(overlaps.len() as u64));
         count = count.saturating_add(cells.unwrap_or(u64::MAX));
         limit(count, index)?;
+        all.push((index, overlaps));
+    }
+    for (index, overlaps) in all {
         finder.find(index, &overlaps);
     }
     Ok(finder.found)

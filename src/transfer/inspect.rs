@@ -5,7 +5,7 @@
 
 use super::cells::Needs;
 use super::layout::Side;
-use super::plan::{Plan, Transport};
+use super::plan::{ALIGN, Plan, Transport};
 
 /// What one rank does, in bytes of payload (gaps between chunks not counted).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,9 +194,13 @@ fn holds(plan: &Plan, rank: u32) -> Vec<Hold> {
     for (at, operation) in operations.iter().enumerate() {
         let Some(bucket) = plan.bucket(*operation as usize) else { continue };
         if bucket.transport != Transport::Local {
-            holds[at].bytes = bucket.bytes;
+            holds[at].bytes = bucket.bytes.next_multiple_of(ALIGN);
         }
-        if let Some((begin, end)) = bucket.round.and_then(|round| round.block(rank)) {
+        if let Some(round) = bucket.round
+            && let Some((begin, end)) = round.block(rank)
+        {
+            // The others' contributions to its block come beside what it brings.
+            holds[at].bytes += (end - begin) * (round.members.len() as u64 - 1);
             holds[at].block = end - begin;
             holds[at].last_reader = at;
         }

@@ -181,7 +181,8 @@ impl Bucket<'_> {
 }
 
 /// One round of a reduce-scatter: every member brings the whole bucket filled from its source tensors, and keeps its own
-/// block of the sum until the last bucket that reads it is done.
+/// block of the sum until the last bucket that reads it is done. Meanwhile it holds the others' contributions to that
+/// block too.
 #[derive(Clone, Copy, Debug)]
 pub struct Round<'a> {
     /// The members, in the order in which contributions are added.
@@ -288,6 +289,16 @@ impl Plan {
     /// The number of tensors.
     pub fn item_count(&self) -> usize {
         self.items.len()
+    }
+
+    /// The name of a tensor.
+    pub fn name(&self, item: usize) -> &str {
+        self.names.get(item).map_or("", String::as_str)
+    }
+
+    /// The shape of a whole tensor.
+    pub fn shape(&self, item: usize) -> &[u64] {
+        self.items.get(item).map_or(&[], |item| &item.shape)
     }
 
     /// The number of chunks.

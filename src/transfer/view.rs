@@ -8,6 +8,7 @@ use std::ops::Range;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
+use super::cursor::Cursor;
 use super::layout::Side;
 use super::region::Region;
 
@@ -64,22 +65,33 @@ impl View {
     /// Calls `each` with the offset from the base address and the length of every run of bytes of a box (in the
     /// coordinates of the whole tensor), in row-major order. False, and no call, if the box is not inside the region.
     pub fn runs(&self, start: &[u64], extent: &[u64], mut each: impl FnMut(i64, usize)) -> bool {
+        let Some(mut cursor) = self.cursor(start, extent) else { return false };
+        while let Some((offset, bytes)) = cursor.run() {
+            each(offset, bytes);
+            cursor.advance(bytes);
+        }
+        true
+    }
+
+    /// A way through the bytes of a box in row-major order. `None` if the box is not inside the region.
+    pub fn cursor(&self, start: &[u64], extent: &[u64]) -> Option<Cursor> {
         let dims = self.strides.len();
         if start.len() != dims || extent.len() != dims {
-            return false;
+            return None;
         }
         let mut base = 0i64;
+        let mut left = self.size;
         for dim in 0..dims {
-            let inside = start[dim]
+            let begin = start[dim]
                 .checked_sub(self.region.start[dim])
-                .filter(|begin| extent[dim].checked_add(*begin).is_some_and(|end| end <= self.region.extent[dim]));
-            let Some(begin) = inside else { return false };
+                .filter(|begin| extent[dim].checked_add(*begin).is_some_and(|end| end <= self.region.extent[dim]))?;
             if extent[dim] > 0 {
                 base += begin as i64 * self.strides[dim];
             }
+            left *= extent[dim];
         }
-        if extent.contains(&0) {
-            return true;
+        if left == 0 {
+            return Some(Cursor::contiguous(0));
         }
         // Inner dimensions that lie without gaps are one run.
         let (mut run, mut outer) = (self.size as i64, dims);
@@ -87,16 +99,13 @@ impl View {
             outer -= 1;
             run *= extent[outer] as i64;
         }
-        let mut at = vec![0u64; outer];
-        loop {
-            each(base, run as usize);
-            let Some(dim) = (0..outer).rev().find(|dim| at[*dim] + 1 < extent[*dim]) else { return true };
-            at[dim] += 1;
-            base += self.strides[dim];
-            for (index, stride) in at[dim + 1..].iter_mut().zip(&self.strides[dim + 1..]) {
-                base -= std::mem::take(index) as i64 * stride;
-            }
-        }
+        let axes = (0..outer).map(|dim| (extent[dim], self.strides[dim])).filter(|(extent, _)| *extent > 1);
+        Some(Cursor::new(base, run as usize, left, axes))
+    }
+
+    /// Where the region lies in the whole tensor.
+    pub fn region(&self) -> &Region {
+        &self.region
     }
 }
 

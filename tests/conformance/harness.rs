@@ -28,7 +28,7 @@ pub(crate) fn planned_world(communicator: &str, size: u32, timeout_ms: i64, plan
         timeout: Timeout::from_ms(timeout_ms).unwrap(),
         ..GroupOptions::default()
     };
-    Group::world_local(size, WorldOptions { group, ..WorldOptions::default() }).unwrap()
+    Group::world_local(size, None, WorldOptions { group, ..WorldOptions::default() }).unwrap()
 }
 
 /// Ends the process if this test has not ended in time; until then to be kept.
@@ -178,7 +178,7 @@ pub(crate) fn descriptor(collective: Collective, dtype: DType, op: Op, root: u32
 }
 
 pub(crate) fn call(descriptor: Descriptor, send: *const u8, recv: *mut u8) -> Call {
-    Call { descriptor, send, recv }
+    Call::new(descriptor, send, recv)
 }
 
 /// xorshift64*: numbers that are the same on every rank, from a seed.

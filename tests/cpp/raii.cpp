@@ -393,10 +393,65 @@ void dicts_carry_tensors_and_objects() {
     });
 }
 
+void a_transfer_plan_is_made_of_values() {
+    const tutti::Mesh training{{2, 2}, {0, 1, 2, 3}}, inference{{3}, {3, 4, 5}};
+    const std::vector<tutti::TransferItem> items = {
+        {"gradient", {10, 6}, {tutti::DType::float32, training, {tutti::Placement::partial(), tutti::Placement::shard(0)}},
+         {tutti::DType::bfloat16, inference, {tutti::Placement::uneven(1, {1, 5, 0})}}, std::nullopt},
+        {"bias", {7}, {tutti::DType::float32, training, {tutti::Placement::replicate(), tutti::Placement::replicate()}},
+         {tutti::DType::float32, inference, {tutti::Placement::balanced(0)}}, tutti::DType::float16},
+    };
+    tutti::TransferPlan made(items, 6), plan(std::move(made));
+    const tutti_transfer_totals_t totals = plan.totals();
+    CHECK(totals.items == 2 && totals.reduced == totals.reduce_bound && totals.reduced == 10 * 6 * 4);
+    const tutti::Region region = plan.region(0, tutti::Side::target, 4);
+    CHECK(region.elements == 50 && region.start[1] == 1 && region.extent[0] == 10);
+    CHECK(plan.region(0, tutti::Side::target, 5).elements == 0 && plan.region(1, tutti::Side::source, 5).elements == 0);
+    CHECK(plan.report(TUTTI_FORMAT_JSON).front() == '{' && plan.report(TUTTI_FORMAT_TEXT, 4).find("rank 4: ") == 0);
+    for (std::size_t i = 0; i < plan.load(3).operations; i++) CHECK(plan.bucket(plan.operation(3, i)).bytes > 0);
+    CHECK(plan.chunk(0).bytes > 0 && plan.hash() == tutti::TransferPlan(items, 6).hash());
+    try {
+        const tutti::TransferPlan impossible(items, 5);
+        CHECK(!"a rank outside of the world");
+    } catch (const tutti::Error &error) {
+        CHECK(error.status() == tutti::Status::invalid_argument);
+    }
+}
+
+void a_transfer_moves_what_is_bound() {
+    threads(3, [](tutti::GroupRef world) {
+        const tutti::Mesh all{{3}, {0, 1, 2}}, first{{1}, {0}};
+        const std::vector<tutti::TransferItem> items = {
+            {"sum", {5}, {tutti::DType::int32, all, {tutti::Placement::partial()}},
+             {tutti::DType::int32, all, {tutti::Placement::shard(0)}}, std::nullopt},
+            {"all", {4, 2}, {tutti::DType::float32, first, {tutti::Placement::replicate()}},
+             {tutti::DType::float64, all, {tutti::Placement::replicate()}}, std::nullopt},
+        };
+        const tutti::TransferPlan plan(items, 3);
+        tutti::Transfer transfer(plan, world);
+        const std::int32_t rank = world.rank();
+        std::vector<std::int32_t> addend(5, rank + 1), sum(2, -1);
+        const std::vector<float> matrix = {0, 1, 2, 3, 4, 5, 6, 7};
+        std::vector<double> columns(8, -1); // column by column
+        transfer.bind(0, addend.data(), sum.data());
+        transfer.bind(1, rank == 0 ? matrix.data() : nullptr, columns.data(), {}, {1, 4});
+        for (int turn = 0; turn < 2; turn++) {
+            transfer.start();
+            CHECK(transfer.wait(std::chrono::milliseconds(TIMEOUT_MS)) && transfer.poll());
+        }
+        for (std::uint64_t i = 0; i < plan.region(0, tutti::Side::target, rank).elements; i++) CHECK(sum[i] == 6);
+        for (std::size_t i = 0; i < 8; i++) CHECK(columns[i % 2 * 4 + i / 2] == static_cast<double>(i));
+        CHECK(transfer.written(1) == std::make_pair(std::uint64_t{64}, std::uint64_t{64}));
+        world.barrier();
+    });
+}
+
 const test_t TESTS[] = {
     {"dicts_carry_tensors_and_objects", dicts_carry_tensors_and_objects},
     {"a_queue_carries_messages_to_all_readers", a_queue_carries_messages_to_all_readers},
     {"a_layout_plans_draws_and_makes_groups", a_layout_plans_draws_and_makes_groups},
+    {"a_transfer_moves_what_is_bound", a_transfer_moves_what_is_bound},
+    {"a_transfer_plan_is_made_of_values", a_transfer_plan_is_made_of_values},
     {"typed_pointers_name_their_dtype", typed_pointers_name_their_dtype},
     {"groups_are_made_and_left_by_scope", groups_are_made_and_left_by_scope},
     {"errors_carry_status_and_sentence", errors_carry_status_and_sentence},

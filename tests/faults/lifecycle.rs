@@ -174,7 +174,7 @@ fn a_rank_may_exit_as_soon_as_its_own_call_is_done() {
                 let mut buffer: Vec<i32> = (0..COUNT as i32).map(|i| if rank.rank == 0 { i } else { -1 }).collect();
                 let descriptor = Descriptor { collective: Collective::Broadcast, ..all_reduce_of(COUNT) };
                 let data = buffer.as_mut_ptr().cast();
-                world.run(Call { descriptor, send: data, recv: data }, Timeout::Default).unwrap();
+                world.run(Call::new(descriptor, data, data), Timeout::Default).unwrap();
                 assert!((0..COUNT as i32).eq(buffer), "not what the root sent");
             }
         }

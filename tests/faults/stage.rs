@@ -166,7 +166,7 @@ pub(crate) fn sum_within(group: &Arc<Group>, count: usize, timeout: Timeout) -> 
 /// The call that adds up `send` into `recv`.
 pub(crate) fn reduction(send: &[i32], recv: &mut [i32]) -> Call {
     let descriptor = all_reduce_of(send.len());
-    Call { descriptor, send: send.as_ptr().cast(), recv: recv.as_mut_ptr().cast() }
+    Call::new(descriptor, send.as_ptr().cast(), recv.as_mut_ptr().cast())
 }
 
 pub(crate) fn all_reduce_of(count: usize) -> Descriptor {

@@ -38,7 +38,7 @@ fn alone() -> RwLockWriteGuard<'static, ()> {
 
 fn world(size: u32) -> Vec<Arc<Group>> {
     let group = GroupOptions { timeout: Timeout::After(PATIENT), ..GroupOptions::default() };
-    Group::world_local(size, WorldOptions { group, ..WorldOptions::default() }).unwrap()
+    Group::world_local(size, None, WorldOptions { group, ..WorldOptions::default() }).unwrap()
 }
 
 /// Runs one thread for every item; a panic of any of them, or a hang, fails the test.
@@ -85,7 +85,7 @@ fn sum(group: &Arc<Group>, number: i64) -> Result<i64> {
     let (send, mut recv) = ([number], [0_i64]);
     let descriptor =
         Descriptor { collective: Collective::AllReduce, dtype: DType::Int64, op: Op::Sum, root: 0, flags: 0, count: 1 };
-    let call = Call { descriptor, send: send.as_ptr().cast(), recv: recv.as_mut_ptr().cast() };
+    let call = Call::new(descriptor, send.as_ptr().cast(), recv.as_mut_ptr().cast());
     group.run(call, Timeout::Default).map(|()| recv[0])
 }
 

@@ -307,7 +307,7 @@ fn one_thread_makes_the_ends_of_all_its_ranks_in_a_batch() {
     let _process = together();
     let communicators = Selection::parse("=shm").unwrap();
     let group = GroupOptions { communicators, timeout: Timeout::After(PATIENT), ..GroupOptions::default() };
-    let ranks = Group::world_local(2, WorldOptions { group, ..WorldOptions::default() }).unwrap();
+    let ranks = Group::world_local(2, None, WorldOptions { group, ..WorldOptions::default() }).unwrap();
     let made: Vec<Arc<Mutex<Option<Arc<Queue>>>>> = ranks.iter().map(|_| Arc::default()).collect();
     batch::begin().unwrap();
     for (rank, place) in ranks.iter().zip(&made) {

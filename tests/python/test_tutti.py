@@ -515,6 +515,68 @@ class Queues(unittest.TestCase):
         on_threads(3, body)
 
 
+class TransferPlans(unittest.TestCase):
+    def items(self):
+        training = [2, 2], [0, 1, 2, 3]
+        inference = [3], [3, 4, 5]
+        return [
+            tutti.TransferItem(
+                "gradient", [10, 6], tutti.TensorLayout("float32", *training, [tutti.partial(), tutti.shard(0)]),
+                tutti.TensorLayout("bfloat16", *inference, [tutti.uneven(1, [1, 5, 0])])),
+            tutti.TransferItem(
+                "bias", [7], tutti.TensorLayout("float32", *training, [tutti.replicate(), tutti.replicate()]),
+                tutti.TensorLayout("float32", *inference, [tutti.balanced(0)]), wire="float16"),
+        ]
+
+    def test_a_plan_says_what_moves(self):
+        with tutti.TransferPlan(self.items(), 6) as plan:
+            totals = plan.totals()
+            self.assertEqual((totals["items"], totals["reduced"], totals["reduce_bound"]), (2, 240, 240))
+            self.assertEqual(plan.region(0, tutti.TARGET, 4), ([0, 1], [10, 5], 50))
+            self.assertEqual(plan.region(0, tutti.TARGET, 5)[2], 0)
+            buckets = [plan.bucket(index) for index in range(totals["buckets"])]
+            for rank in range(6):
+                self.assertEqual([buckets[at]["bytes"] > 0 for at in plan.operations(rank)],
+                                 [True] * plan.load(rank)["operations"])
+            chunks = [plan.chunk(index, 4) for index in range(totals["chunks"])]
+            received = sum(chunk["bytes"] for chunk in chunks if chunk["is_target"])
+            self.assertEqual(received, plan.load(4)["received"])
+            self.assertTrue(all(len(chunk["extent"]) in (1, 2) for chunk in chunks))
+            self.assertIn("rank 4: ", plan.report(rank=4))
+            self.assertTrue(plan.report("svg").startswith("<svg "))
+            self.assertEqual(json.loads(plan.report("json"))["hash"], plan.hash.hex())
+            self.assertEqual(tutti.TransferPlan(self.items(), 6).hash, plan.hash)
+
+    def test_a_transfer_moves_it(self):
+        def body(world, rank):
+            with tutti.TransferPlan(self.items(), 6) as plan, tutti.Transfer(plan, world) as transfer:
+                places = {}
+                for item, side, dtype in ((0, 0, "f"), (0, 1, "h"), (1, 0, "f"), (1, 1, "f")):
+                    count = plan.region(item, side, rank)[2]
+                    places[item, side] = array.array(dtype, [rank + 1 if side == 0 else 0] * count) if count else None
+                if rank == 3:
+                    with self.assertRaises(ValueError):
+                        transfer.bind(0, bytearray(3))
+                for item in (0, 1):
+                    transfer.bind(item, places[item, 0], places[item, 1])
+                transfer.start()
+                self.assertTrue(transfer.wait(TIMEOUT_MS))
+                self.assertTrue(transfer.poll())
+                progress = transfer.progress()
+                self.assertEqual((progress["buckets_done"], progress["failed_rank"]), (progress["buckets"], -1))
+                if places[0, 1]:  # rows 0 to 4 of ranks 0 and 2, the others of ranks 1 and 3; the upper half of a float
+                    width = len(places[0, 1]) // 10
+                    self.assertEqual(places[0, 1].tolist(), [0x4080] * 5 * width + [0x40C0] * 5 * width)
+                    self.assertEqual(transfer.written(0), (len(places[0, 1]) * 2,) * 2)
+        on_threads(6, body)
+
+    def test_what_does_not_add_up_is_refused(self):
+        with self.assertRaises(tutti.Error) as caught:
+            tutti.TransferPlan(self.items(), 5)
+        self.assertEqual(caught.exception.status, tutti.Status.INVALID_ARGUMENT)
+        self.assertIn("rank 5", str(caught.exception))
+
+
 class Loading(unittest.TestCase):
     def load(self, **environment):
         command = [sys.executable, "-c", "import tutti; print(tutti.library_path)"]

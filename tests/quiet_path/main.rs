@@ -66,7 +66,7 @@ unsafe impl Send for Rank {}
 
 fn world(size: u32) -> Vec<Rank> {
     let group = GroupOptions { communicators: Selection::parse("=shm").unwrap(), ..GroupOptions::default() };
-    let groups = Group::world_local(size, WorldOptions { group, ..WorldOptions::default() }).unwrap();
+    let groups = Group::world_local(size, None, WorldOptions { group, ..WorldOptions::default() }).unwrap();
     let mut handles = vec![ptr::null_mut(); size as usize];
     // SAFETY: there is room for all handles; NULL means the defaults.
     let status = unsafe { tutti_world_create_local(size as i32, ptr::null(), ptr::null(), handles.as_mut_ptr()) };
@@ -107,7 +107,7 @@ impl Rank {
         };
         let dtype = if what == What::Barrier { DType::Bytes } else { DType::Float32 };
         let descriptor = Descriptor { collective, dtype, op: Op::Sum, root: 0, flags: 0, count: count as u64 };
-        let call = Call { descriptor, send: self.send.as_ptr().cast(), recv: self.recv.as_mut_ptr().cast() };
+        let call = Call::new(descriptor, self.send.as_ptr().cast(), self.recv.as_mut_ptr().cast());
         self.group.run(call, Timeout::Default).unwrap();
     }
 

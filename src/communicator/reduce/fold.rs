@@ -17,8 +17,8 @@ pub(super) trait Fold {
     fn load<const N: usize>(raw: [Self::Raw; N]) -> [Self::Acc; N];
     /// Adds an element of the next rank.
     fn fold(acc: Self::Acc, next: Self::Acc) -> Self::Acc;
-    /// Turns what `ranks` ranks made into elements.
-    fn store<const N: usize>(acc: [Self::Acc; N], ranks: usize) -> [Self::Raw; N];
+    /// Turns the last results into elements.
+    fn store<const N: usize>(acc: [Self::Acc; N], divisor: usize) -> [Self::Raw; N];
 }
 
 /// What is accumulated.
@@ -93,7 +93,7 @@ pub(super) trait Operation {
 
     /// What is done with the last result.
     #[inline(always)]
-    fn finish<A: Arithmetic>(acc: A, _ranks: usize) -> A {
+    fn finish<A: Arithmetic>(acc: A, _divisor: usize) -> A {
         acc
     }
 }
@@ -116,7 +116,7 @@ impl Operation for Prod {
     }
 }
 
-/// The sum, divided once by the number of ranks.
+/// The sum, divided once: by the number of ranks, or what the caller says.
 pub(super) struct Avg;
 
 impl Operation for Avg {
@@ -126,8 +126,8 @@ impl Operation for Avg {
     }
 
     #[inline(always)]
-    fn finish<A: Arithmetic>(acc: A, ranks: usize) -> A {
-        acc.divide(ranks)
+    fn finish<A: Arithmetic>(acc: A, divisor: usize) -> A {
+        acc.divide(divisor)
     }
 }
 
@@ -149,9 +149,9 @@ impl<C: Codec, O: Operation> Fold for Accumulate<C, O> {
     }
 
     #[inline(always)]
-    fn store<const N: usize>(mut all: [C::Acc; N], ranks: usize) -> [C::Raw; N] {
+    fn store<const N: usize>(mut all: [C::Acc; N], divisor: usize) -> [C::Raw; N] {
         for acc in &mut all {
-            *acc = O::finish(*acc, ranks);
+            *acc = O::finish(*acc, divisor);
         }
         C::encode_all(all)
     }
@@ -179,7 +179,7 @@ impl<C: Ordered, const GREATEST: bool> Fold for Extreme<C, GREATEST> {
     }
 
     #[inline(always)]
-    fn store<const N: usize>(keys: [C::Key; N], _ranks: usize) -> [C::Raw; N] {
+    fn store<const N: usize>(keys: [C::Key; N], _divisor: usize) -> [C::Raw; N] {
         let mut all = [C::Raw::default(); N];
         for i in 0..N {
             all[i] = C::element::<GREATEST>(keys[i]);

@@ -186,7 +186,7 @@ fn check(dtype: DType, op: Op, ranks: &[Vec<u64>]) {
     for (name, table) in path::all() {
         let mut dst = vec![0; count * dtype.size()];
         // SAFETY: all buffers hold `count` elements, and the path is one of those that run here.
-        unsafe { table[dtype as usize][op as usize](&pointers, dst.as_mut_ptr(), count) };
+        unsafe { table[dtype as usize][op as usize](&pointers, dst.as_mut_ptr(), count, ranks.len()) };
         for (i, expected) in expected.iter().enumerate() {
             let found = element(dtype, &dst, i);
             let elements = || ranks.iter().map(|rank| rank[i]).collect::<Vec<_>>();
@@ -516,7 +516,7 @@ proptest! {
                 unsafe { reduce(dtype, op, &pointers, place, count) };
             } else {
                 // SAFETY: as above, and the path is one of those that run here.
-                unsafe { table[dtype as usize][op as usize](&pointers, place, count) };
+                unsafe { table[dtype as usize][op as usize](&pointers, place, count, pointers.len()) };
             }
             let expected = if ranks.len() == 1 { &ranks[0] } else { &expected };
             for (i, expected) in expected.iter().enumerate() {

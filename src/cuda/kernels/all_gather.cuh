@@ -14,7 +14,7 @@ TUTTI_DEVICE void all_gather_push(const Params& params) {
         if (!session.fits(session.span.per_block, params.push_vectors)) return;
         const Mailbox mailbox(session);
         const Bytes send{params.send, params.bytes};
-        const auto part = [&](u32 rank) { return Bytes{params.recv + rank * params.bytes, params.bytes}; };
+        const auto part = [&](u32 rank) { return Bytes{params.recv + rank * params.stride, params.bytes}; };
 
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
@@ -35,7 +35,7 @@ TUTTI_DEVICE void all_gather_pull(const Params& params) {
     in_session(params, vectors_of(params.bytes), [&](Session& session) {
         Exchange exchange(session);
         const Bytes send{params.send, params.bytes};
-        const auto part = [&](u32 rank) { return Bytes{params.recv + rank * params.bytes, params.bytes}; };
+        const auto part = [&](u32 rank) { return Bytes{params.recv + rank * params.stride, params.bytes}; };
         const Location at = exchange.resolve(params.send_at);
 
         if (at == 0 && !session.fits(session.span.per_block, params.stage_vectors)) return;

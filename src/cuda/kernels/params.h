@@ -73,6 +73,9 @@ struct Params {
     u64 recv;
     /// Bytes of the whole buffer (all_reduce, broadcast) or of one rank's part (all_gather, reduce_scatter).
     u64 bytes;
+    /// Bytes from one rank's part to the next (all_gather, reduce_scatter): more than `bytes` where a large call is
+    /// launched in several pieces.
+    u64 stride;
     /// Where peers find `send`; the pull kernels use it. Must be 0 for an all_reduce by pull one-shot in place.
     Location send_at;
     /// Where peers find `recv`; used by the pull two-shot kernel.
@@ -99,7 +102,7 @@ struct Params {
     /// Blocks that `State` and the arena have room for; no grid may be larger.
     u32 blocks;
 };
-static_assert(sizeof(Params) == 16 * 8 + 11 * 8 + 8 * 4, "no hidden padding");
+static_assert(sizeof(Params) == 16 * 8 + 12 * 8 + 8 * 4, "no hidden padding");
 
 /// Two 8-byte words, each of them (epoch << 32 | 4 bytes of payload). A reader that finds the epoch in both halves has
 /// the payload: each half is written at once, the order of the halves does not matter.
@@ -148,20 +151,26 @@ struct alignas(64) State {
 enum Failure : u32 {
     /// Nobody came within the deadline; `missing` says who.
     kTimeout = 1,
-    /// The host raised `Report::abort`.
+    /// The host ordered all kernels to stop.
     kAborted = 2,
     /// Two kernels of one group ran at once on this rank; `missing` is this rank.
     kOverlap = 3,
     /// The call does not fit the arena, or the launch does not fit the group: a mistake of the host; `missing` is this
     /// rank.
     kBadCall = 4,
+    /// The host knows that `missing` will not come.
+    kGone = 5,
 };
+
+/// `Report::orders`, whose lower bits name ranks: nobody waits for those any more.
+constexpr u64 kStop = 1ull << 63;
+constexpr u32 kRankMask = (1u << kMaxWorld) - 1;
 
 /// What host and kernels tell each other, in pinned host memory; one per rank and group.
 struct alignas(64) Report {
-    /// Host to kernels: not 0 stops every waiting kernel.
-    u32 abort;
-    u32 unused_[15];
+    /// Host to kernels: kStop ends every wait, bit r every wait for rank r.
+    u64 orders;
+    u32 unused_[14];
     /// Kernels to host: not 0 once the fields below are there (released; read it with acquire). Written once.
     u32 written;
     /// A `Failure`.

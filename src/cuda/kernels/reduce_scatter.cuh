@@ -15,7 +15,7 @@ TUTTI_DEVICE void reduce_scatter_push(const Params& params) {
     in_session(params, vectors_of(params.bytes), [&](Session& session) {
         if (!session.fits(session.span.per_block, params.push_vectors)) return;
         const Mailbox mailbox(session);
-        const auto part = [&](u32 rank) { return Bytes{params.send + rank * params.bytes, params.bytes}; };
+        const auto part = [&](u32 rank) { return Bytes{params.send + rank * params.stride, params.bytes}; };
         const Bytes recv{params.recv, params.bytes};
 
 #pragma unroll 1
@@ -42,7 +42,7 @@ template <class T>
 TUTTI_DEVICE void reduce_scatter_pull(const Params& params) {
     in_session(params, vectors_of(params.bytes), [&](Session& session) {
         Exchange exchange(session);
-        const auto part = [&](u32 rank) { return Bytes{params.send + rank * params.bytes, params.bytes}; };
+        const auto part = [&](u32 rank) { return Bytes{params.send + rank * params.stride, params.bytes}; };
         const Bytes recv{params.recv, params.bytes};
         const u32 staged_part = session.span.per_block;
         const Location at = exchange.resolve(params.send_at);
@@ -58,7 +58,7 @@ TUTTI_DEVICE void reduce_scatter_pull(const Params& params) {
             }
         }
         exchange.tell(0, at);
-        if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, params.bytes,
+        if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, params.stride,
                           u64(staged_part) * kVectorBytes)) {
             return;
         }

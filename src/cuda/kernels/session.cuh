@@ -11,7 +11,7 @@ namespace tutti {
 
 /// Polls between two looks at the clock and at the failure word: a poll takes about a microsecond at most.
 constexpr u32 kPollsPerLook = 128;
-/// Nanoseconds between two looks at the host's abort word, which lies behind PCIe.
+/// Nanoseconds between two looks at the host's orders, which lie behind PCIe.
 constexpr u64 kHostLookNs = 1000000;
 
 /// The epoch after `epoch`. 0 and 1 are never used: memory that the host zeroed, or that `Session` cleared at the
@@ -64,7 +64,7 @@ class Watch {
     /// Gives up; every thread of the group on this rank sees it at its next look. The first failure stays.
     TUTTI_DEVICE void fail(Failure kind, u32 missing) {
         const u32 sequence = u32(ptx::load_relaxed_gpu(&state_of(params_)->sequence));
-        const u64 cause = u64(kind) << 56 | u64(params_.rank) << 48 | u64(missing & 0xffff) << 32 | sequence;
+        const u64 cause = u64(kind) << 56 | u64(params_.rank) << 48 | u64(missing & kRankMask) << 32 | sequence;
         ptx::compare_and_swap_sys(&arena_of(params_, params_.rank)->failed, 0, cause);
         failed_ = true;
     }
@@ -79,7 +79,7 @@ class Watch {
         Report* report = report_of(params_);
         ptx::store_relaxed_sys(&report->kind, u32(cause >> 56));
         ptx::store_relaxed_sys(&report->reporter, u32(cause >> 48) & 0xff);
-        ptx::store_relaxed_sys(&report->missing, u32(cause >> 32) & 0xffff);
+        ptx::store_relaxed_sys(&report->missing, u32(cause >> 32) & kRankMask);
         ptx::store_relaxed_sys(&report->sequence, u32(cause));
         ptx::store_relaxed_sys(&report->group, params_.group);
         ptx::store_release_sys(&report->written, 1);
@@ -99,13 +99,18 @@ class Watch {
         if (now - started_ >= params_.timeout_ns) return fail(kTimeout, missing);
         if (now - looked_ < kHostLookNs || !ptx::speaks_for_warp()) return;
         looked_ = now;
-        if (ptx::load_relaxed_sys(&report_of(params_)->abort) != 0) fail(kAborted, missing);
+        const u64 orders = ptx::load_relaxed_sys(&report_of(params_)->orders);
+        if ((orders & kStop) != 0) return fail(kAborted, missing);
+        // What a rank sent before it went is there by now; so only who was gone at the last look is given up.
+        if ((gone_ & missing) != 0) return fail(kGone, gone_ & missing);
+        gone_ = u32(orders) & kRankMask;
     }
 
     const Params& params_;
     u64 started_ = 0;
     u64 looked_ = 0;
     u32 polls_ = 0;
+    u32 gone_ = 0;
     bool failed_ = false;
 };
 

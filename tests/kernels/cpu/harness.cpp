@@ -245,7 +245,7 @@ class Call {
         Params params = group_.params(rank);
         params.send = ranks_[rank].send;
         params.recv = ranks_[rank].recv;
-        params.bytes = shape_.count * reference::size_of(shape_.kernel->type);
+        params.bytes = params.stride = shape_.count * reference::size_of(shape_.kernel->type);
         params.send_at = ranks_[rank].send_at;
         params.recv_at = ranks_[rank].recv_at;
         const bool is_unsigned = !reference::is_float(shape_.kernel->type) && !reference::is_signed(shape_.kernel->type);
@@ -257,6 +257,9 @@ class Call {
         launch.after = [this, rank, turn] { check(rank, turn); };
         return launch;
     }
+
+    /// What `launch` does before the kernel, for launches that do more.
+    void fill_now(u32 rank, u64 turn) { fill(rank, turn); }
 
     /// Whether the result of `rank` is still what `fill` left there.
     bool untouched(u32 rank) const {
@@ -587,7 +590,7 @@ void an_abort_ends_every_wait(u32 world) {
             streams.push_back({{calls[0].launch(rank, 0)}, group.threads});
             streams.back().launches[0].after = nullptr;
         }
-        __atomic_store_n(&group.report(0)->abort, 1, __ATOMIC_RELAXED);
+        __atomic_store_n(&group.report(0)->orders, kStop, __ATOMIC_RELAXED);
         machine::run(streams, lanes, seed);
         for (u32 rank = 0; rank + 1 < world; rank++) {
             if (group.report(rank)->kind != kAborted || group.report(rank)->reporter != 0) {
@@ -595,6 +598,76 @@ void an_abort_ends_every_wait(u32 world) {
                         group.report(rank)->reporter);
             }
         }
+    }
+}
+
+/// What a rank sent before it went is used, however long the others have known that it is gone; the first call for
+/// which it sends nothing names it, long before the deadline.
+void a_rank_that_is_gone_is_named_once_it_is_missed(u32 world) {
+    for (const Kernel& one : kKernels) {
+        if (one.type != reference::kFloat32 && one.type != reference::kUint8) continue;
+        Group group = group_of(world);
+        const u32 gone = u32(mix(seed, world, u64(&one - kKernels), 80) % world);
+        Shape shape;
+        shape.kernel = &one;
+        shape.count = largest(group, one, 1) / 2;
+        shape.root = gone;
+        std::deque<Call> calls;
+        for (u32 i = 0; i < 2; i++) calls.emplace_back(group, shape, mix(seed, world, i, 81), 0);
+        for (u32 rank = 0; rank < world; rank++) {
+            if (rank != gone) __atomic_store_n(&group.report(rank)->orders, u64(1) << gone, __ATOMIC_RELAXED);
+        }
+        // The first call goes well, although one rank is slow and not the one that is gone.
+        std::vector<machine::Stream> streams;
+        const u32 slow = (gone + 1) % world;
+        for (u32 rank = 0; rank < world; rank++) {
+            streams.push_back({{calls[0].launch(rank, 0)}, group.threads});
+            if (rank == slow && world > 2) streams.back().launches[0].before = [&, rank] {
+                const u64 end = machine::clock_ns() + 5'000'000;
+                while (machine::clock_ns() < end) machine::let_others_run();
+                calls[0].fill_now(rank, 0);
+            };
+            if (rank == gone) continue;
+            streams.back().launches.push_back(calls[1].launch(rank, 1));
+            streams.back().launches[1].after = nullptr;
+        }
+        machine::run(streams, lanes, seed);
+        for (u32 rank = 0; rank < world; rank++) {
+            const Report& report = *group.report(rank);
+            if (rank == gone || (report.written != 0 && report.kind == kGone && report.missing == 1u << gone &&
+                                 report.sequence == 2)) {
+                continue;
+            }
+            mistake("%s: rank %u reports kind %u, missing %x in call %u; rank %u is gone", one.name, rank, report.kind,
+                    report.missing, report.sequence, gone);
+        }
+    }
+}
+
+/// What was queued behind a call that failed returns at its first look: eighty calls together within 10 ms.
+void queued_calls_of_a_failed_group_end_at_once(u32 world) {
+    const Kernel& one = kernel("all_reduce_push_two_shot_float32");
+    Group group = group_of(world);
+    Shape shape;
+    shape.kernel = &one;
+    shape.grid = group.blocks;
+    shape.count = largest(group, one, shape.grid);
+    Call call(group, shape, mix(seed, world, 90), 0);
+    machine::Stream stream{{}, group.threads};
+    __atomic_store_n(&group.report(0)->orders, kStop, __ATOMIC_RELAXED);
+    u64 failed = 0, ended = 0;
+    for (u32 i = 0; i < 81; i++) {
+        stream.launches.push_back(call.launch(0, i));
+        stream.launches.back().after = nullptr;
+    }
+    stream.launches[0].after = [&] { failed = machine::clock_ns(); };
+    stream.launches[80].after = [&] { ended = machine::clock_ns(); };
+    std::vector<machine::Stream> streams{stream};
+    machine::run(streams, lanes, seed);
+    if (group.report(0)->kind != kAborted) mistake("kind %u is reported", group.report(0)->kind);
+    // Threads of a busy machine are not timed; the scheduler's own clock is, at 50 ns for each step of a lane.
+    if (lanes == machine::Lanes::kFibers && ended - failed > 10'000'000) {
+        mistake("80 queued calls took %llu ns", (unsigned long long)(ended - failed));
     }
 }
 
@@ -664,6 +737,8 @@ const Test kTests[] = {
     {"buffers_may_be_registered_between_two_replays", buffers_may_be_registered_between_two_replays, {2, 5, 8}},
     {"a_rank_that_never_arrives_is_named", a_rank_that_never_arrives_is_named, {3, 9}},
     {"an_abort_ends_every_wait", an_abort_ends_every_wait, {2, 4}},
+    {"a_rank_that_is_gone_is_named_once_it_is_missed", a_rank_that_is_gone_is_named_once_it_is_missed, {2, 3, 8}},
+    {"queued_calls_of_a_failed_group_end_at_once", queued_calls_of_a_failed_group_end_at_once, {2, 8}},
     {"overlapping_kernels_of_a_group_are_caught", overlapping_kernels_of_a_group_are_caught, {2, 8}},
     {"a_call_that_does_not_fit_is_refused", a_call_that_does_not_fit_is_refused, {2, 5}},
 };

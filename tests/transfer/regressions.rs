@@ -117,7 +117,7 @@ fn nothing_is_left_over_when_dimensions_do_not_divide() {
             let plan = run(
                 &[item(
                     &[rows, 3],
-                    layout(DType::Int16, &line(0..from), &[shard.clone()]),
+                    layout(DType::Int16, &line(0..from), std::slice::from_ref(&shard)),
                     layout(DType::Int16, &line(10..10 + to), &[shard]),
                 )],
                 &options(20),

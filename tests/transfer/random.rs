@@ -23,7 +23,7 @@ impl Random {
 
     /// Below `limit`, which is at least 1.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(limit) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }
 
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
@@ -65,10 +65,16 @@ impl Drop for Seed {
     }
 }
 
-/// Runs `case` with `count` seeds from `first` on, or with the one that TRANSFER_SEED names.
+/// By how much there are more random cases than usual: TRANSFER_TIMES, or 1.
+pub(crate) fn times() -> u64 {
+    std::env::var("TRANSFER_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
+/// Runs `case` with `count` seeds from `first` on, times what TRANSFER_TIMES says, or with the one seed that
+/// TRANSFER_SEED names.
 pub(crate) fn seeds(first: u64, count: u64, case: impl Fn(&mut Random)) {
     let only = std::env::var("TRANSFER_SEED").ok().and_then(|seed| seed.parse().ok());
-    let range = only.map_or(first..first + count, |seed| seed..seed + 1);
+    let range = only.map_or(first..first + count * times(), |seed| seed..seed + 1);
     for seed in range {
         let _seed = Seed(seed);
         case(&mut Random::new(seed));
@@ -88,8 +94,25 @@ pub(crate) const ANYTHING: Wanted = Wanted { partial: true, casts: true, element
 /// Some tensors that move between random meshes of one world, and options that make chunks and buckets small.
 pub(crate) fn transfer(random: &mut Random, wanted: Wanted) -> (Vec<Item>, Options) {
     let world = *random.pick(&[1, 2, 3, 4, 5, 8, 8, 13, 16, 24, 64]);
-    let items = (0..1 + random.below(4)).map(|index| item(random, world, wanted, index)).collect();
-    (items, options(random, world))
+    transfer_in(random, wanted, world)
+}
+
+/// As [`transfer`], in a world of so many ranks.
+pub(crate) fn transfer_in(random: &mut Random, wanted: Wanted, world: u32) -> (Vec<Item>, Options) {
+    let items: Vec<Item> = (0..1 + random.below(4)).map(|index| item(random, world, wanted, index)).collect();
+    let mut options = options(random, world);
+    options.bucket_bytes = options.bucket_bytes.max(smallest_bucket(&items, world));
+    if options.staging_bytes > 0 {
+        options.staging_bytes = options.staging_bytes.max(2 * options.bucket_bytes);
+    }
+    (items, options)
+}
+
+/// Every contributor to a sum needs a block in a bucket.
+pub(crate) fn smallest_bucket(items: &[Item], world: u32) -> u64 {
+    let mut placements = items.iter().flat_map(|item| &item.source.placements);
+    let adds_up = placements.any(|placement| matches!(placement, Placement::Partial(_)));
+    if adds_up { 16 * u64::from(world) } else { 16 }
 }
 
 pub(crate) fn options(random: &mut Random, world: u32) -> Options {

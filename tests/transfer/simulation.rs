@@ -20,6 +20,8 @@ pub(crate) struct Memory {
     pub(crate) bytes: Vec<u8>,
     base: i64,
     view: View,
+    /// In elements; `None`: contiguous.
+    pub(crate) strides: Option<Vec<i64>>,
 }
 
 impl Memory {
@@ -32,7 +34,17 @@ impl Memory {
         let view = View::new(region, dtype, side, strides.as_deref()).expect("strides without overlap");
         let span = view.span();
         let room = random.below(3) as i64 * 8;
-        Memory { bytes: vec![CANARY; (span.end - span.start + 2 * room) as usize], base: room - span.start, view }
+        Memory {
+            bytes: vec![CANARY; (span.end - span.start + 2 * room) as usize],
+            base: room - span.start,
+            view,
+            strides,
+        }
+    }
+
+    /// The address of the first element.
+    pub(crate) fn address(&mut self) -> *mut u8 {
+        self.bytes.as_mut_ptr().wrapping_offset(self.base as isize)
     }
 
     pub(crate) fn read(&self, start: &[u64], extent: &[u64]) -> Vec<u8> {
@@ -122,25 +134,35 @@ impl<'a> World<'a> {
 
     /// Every target holds what it must, each element was written once, and nothing else was touched.
     pub(crate) fn check(&self) {
-        for ((index, rank), memory) in &self.targets {
-            let region = self.plan.region(*index, Side::Target, *rank).unwrap();
-            let (_, counts) = &self.writes[&(*index, *rank)];
+        for ((index, rank), (_, counts)) in &self.writes {
             assert!(counts.iter().all(|count| *count == 1), "tensor {index} on rank {rank}: not each element once");
-            let found = memory.read(&region.start, &region.extent);
-            assert_eq!(found, self.expected(*index, *rank), "tensor {index} on rank {rank} is wrong");
-            let mut canary = memory.bytes.clone();
-            memory.view.runs(&region.start, &region.extent, |offset, length| {
-                canary[(memory.base + offset) as usize..][..length].fill(CANARY);
-            });
-            assert!(canary.iter().all(|byte| *byte == CANARY), "tensor {index} on rank {rank}: written beside it");
         }
+        self.check_contents();
+    }
+
+    /// Every target holds what it must, and nothing else was touched.
+    pub(crate) fn check_contents(&self) {
+        self.targets.keys().for_each(|(index, rank)| self.check_target(*index, *rank));
+    }
+
+    /// One target holds what it must, and nothing beside it was touched.
+    pub(crate) fn check_target(&self, index: usize, rank: u32) {
+        let memory = &self.targets[&(index, rank)];
+        let region = self.plan.region(index, Side::Target, rank).unwrap();
+        let found = memory.read(&region.start, &region.extent);
+        assert_eq!(found, self.expected(index, rank), "tensor {index} on rank {rank} is wrong");
+        let mut canary = memory.bytes.clone();
+        memory.view.runs(&region.start, &region.extent, |offset, length| {
+            canary[(memory.base + offset) as usize..][..length].fill(CANARY);
+        });
+        assert!(canary.iter().all(|byte| *byte == CANARY), "tensor {index} on rank {rank}: written beside it");
     }
 
     /// A whole tensor that is not a sum, as it was.
     pub(crate) fn whole(&self, index: usize) -> Memory {
         let item = &self.items[index];
         let view = View::new(whole(item), item.source.dtype, Side::Source, None).unwrap();
-        Memory { bytes: self.globals[index][0].clone(), base: 0, view }
+        Memory { bytes: self.globals[index][0].clone(), base: 0, view, strides: None }
     }
 
     /// What a rank's target holds.
@@ -343,10 +365,10 @@ impl<'a, 'b> Simulation<'a, 'b> {
             return None;
         }
         let bucket = plan.bucket(index).unwrap();
-        if let Some(round) = bucket.after.filter(|_| bucket.source == rank) {
-            if !progress.finished[plan.operations(rank).binary_search(&(round as u32)).unwrap()] {
-                return None;
-            }
+        if let Some(round) = bucket.after.filter(|_| bucket.source == rank)
+            && !progress.finished[plan.operations(rank).binary_search(&(round as u32)).unwrap()]
+        {
+            return None;
         }
         progress.begun += 1;
         if bucket.transport != Transport::Local {

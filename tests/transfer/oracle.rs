@@ -11,10 +11,10 @@ pub(crate) fn indices(item: &Item, side: Side, rank: u32) -> Option<Vec<Vec<u64>
     for (dim, length) in item.shape.iter().enumerate() {
         let mut nest: Vec<(i32, usize, &Split)> = Vec::new();
         for (at, placement) in layout.placements.iter().enumerate() {
-            if let Placement::Shard { dim: split, split: how, order } = placement {
-                if *split == dim {
-                    nest.push((*order, at, how));
-                }
+            if let Placement::Shard { dim: split, split: how, order } = placement
+                && *split == dim
+            {
+                nest.push((*order, at, how));
             }
         }
         nest.sort_by_key(|(order, at, _)| (*order, *at));

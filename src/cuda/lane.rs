@@ -1,0 +1,562 @@
+//! A rank's lane: what all communicators of one CUDA group share on one rank.
+//!
+//! * **One in flight.** Calls of a group follow each other, whatever streams they are on. Each eager call records an event
+//!   on its stream; the next one, on another stream, waits for it there. (The event, not the stream: that one may be
+//!   gone.) Calls that are captured are ordered by their graph, and replays by the caller; two at once are caught by
+//!   the kernels.
+//! * **Buffers** are memory of the group's device. What was seen to be so is remembered, a few allocations of it, since
+//!   asking the driver costs more than the rest of a call.
+//! * **The way between host and kernels**, one [`Line`] for each communicator: orders in, the first failure out.
+//!
+//! # Failures
+//!
+//! The lines of all ranks lie in one shared mapping, so whoever learns of a failure stops the kernels of all ranks with a
+//! store to each: the orders are a set of bits that only grows, and relaxed, because nothing is handed over with
+//! them. A kernel that fails fills its record and then stores `written` with release at system scope; the host loads it
+//! with acquire before it reads the record. Records are read when somebody looks: at the next call, and at check.
+
+#![expect(clippy::not_unsafe_ptr_arg_deref, reason = "a stream is a handle of the driver; nobody here looks behind it")]
+
+use std::{
+    any::Any,
+    ffi::c_void,
+    ptr,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    device::{Device, Entered},
+    driver::{self, CudaError, Event, Stream},
+    kernels::Way,
+    memory::Presence,
+    params::{ABORTED, MAX_WORLD, STOP, report},
+};
+use crate::{
+    bootstrap::{Members, mapping::Mapping, members::Outpost},
+    error::{Error, Failure, Result, Status},
+};
+
+/// Bytes of one rank's part of the shared mapping: what can be registered with the driver.
+pub const PAGE: usize = 4096;
+/// How long a rank that leaves waits for what it has enqueued.
+const LEAVING: Duration = Duration::from_secs(1);
+/// The handles of streams that exist in every context: the legacy default one by either name, and the thread's.
+const SPECIAL_STREAMS: usize = 2;
+/// Allocations that are remembered.
+const REMEMBERED: usize = 16;
+
+/// See the module.
+pub struct Lane {
+    /// The group's device on this rank.
+    pub device: &'static Device,
+    order: Mutex<Order>,
+    lines: [OnceLock<Line>; 2],
+    buffers: Mutex<Buffers>,
+    /// The capture sessions that want to hear of captured calls.
+    notes: Mutex<Vec<Weak<Notes>>>,
+    captured: AtomicBool,
+    /// The deadline of the last call, for the text of a failure.
+    patience_ms: AtomicU64,
+    /// Frees what was parked when the last lane of the process goes.
+    presence: Mutex<Option<Presence>>,
+    /// Who shares streams with this rank: the group's number, and this rank in it.
+    place: (u64, u32),
+    /// Device words of this rank by which its kernels know that they shall return at once; see [`Lane::keep_off`].
+    own: Mutex<Vec<(driver::Address, driver::Address)>>,
+}
+
+/// The last eager call of every rank of this process, to find two that wait for each other on one stream.
+static LAST: Mutex<Vec<Last>> = Mutex::new(Vec::new());
+
+struct Last {
+    place: (u64, u32),
+    device: i32,
+    stream: usize,
+    /// Calls of the group so far, the same number on all ranks.
+    count: u64,
+}
+
+struct Order {
+    /// Recorded behind the last eager call.
+    event: Event,
+    /// Its stream; `None` before the first.
+    last: Option<usize>,
+    /// The call that was admitted.
+    admitted: Option<Admitted>,
+}
+
+/// A call that may be launched now.
+pub struct Admitted {
+    /// Whether it becomes part of a graph.
+    pub captured: bool,
+    /// Held where the device's context was not the caller's.
+    entered: Option<Entered<'static>>,
+}
+
+// SAFETY: events and streams of the driver may be used from any thread. A guard of the context is made and dropped on
+// one thread: `admit` and the communicator's start are one step of the group.
+unsafe impl Send for Order {}
+
+impl Lane {
+    /// The lane of these members.
+    pub fn of(members: &Members, device: &'static Device) -> Arc<Lane> {
+        let outpost = members.outpost_or(|| Arc::new(Lane::new(members, device))).clone();
+        let any: Arc<dyn Any + Send + Sync> = outpost;
+        // The only outposts there are.
+        any.downcast::<Lane>().unwrap_or_else(|_| Arc::new(Lane::new(members, device)))
+    }
+
+    /// The lane of these members, if it was made.
+    pub fn existing(members: &Members) -> Option<Arc<Lane>> {
+        let any: Arc<dyn Any + Send + Sync> = members.outpost()?.clone();
+        any.downcast::<Lane>().ok()
+    }
+
+    fn new(members: &Members, device: &'static Device) -> Lane {
+        let place = (members.uid(), members.rank());
+        let last = Last { place, device: device.ordinal, stream: usize::MAX, count: 0 };
+        LAST.lock().unwrap_or_else(PoisonError::into_inner).push(last);
+        Lane {
+            device,
+            order: Mutex::new(Order { event: ptr::null_mut(), last: None, admitted: None }),
+            lines: [OnceLock::new(), OnceLock::new()],
+            buffers: Mutex::new(Buffers::default()),
+            notes: Mutex::new(Vec::new()),
+            captured: AtomicBool::new(false),
+            patience_ms: AtomicU64::new(0),
+            presence: Mutex::new(Some(Presence::new())),
+            place,
+            own: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Takes the call that was admitted, to be launched by this thread.
+    pub fn take(&self) -> Result<Admitted> {
+        self.order().admitted.take().ok_or_else(|| Error::Internal("a call was started that was not admitted".into()))
+    }
+
+    /// The device's context, for the last step of a call that was admitted before.
+    pub fn resume(&self) -> Result<Admitted> {
+        Ok(Admitted { captured: false, entered: Some(self.device.enter()?) })
+    }
+
+    /// Runs a function of the driver in the right context: the caller's where that will do, else the device's.
+    pub fn call(
+        &self,
+        admitted: &mut Admitted,
+        function: impl Fn(&'static driver::Driver) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        attempt(self.device, &mut admitted.entered, || function(self.device.driver))
+    }
+
+    /// Ends an admitted call on `stream`, after its last launch.
+    pub fn finish(&self, mut admitted: Admitted, stream: Stream, digest: u32) -> Result<()> {
+        if admitted.captured {
+            self.captured.store(true, Ordering::Relaxed);
+            let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            notes.retain(|note| note.upgrade().inspect(|note| note.add(digest)).is_some());
+            return Ok(());
+        }
+        let mut order = self.order();
+        if order.event.is_null() {
+            order.event = self.new_event()?;
+        }
+        let event = order.event;
+        // SAFETY: the event is ours and the stream the caller's, whose launch was accepted.
+        self.call(&mut admitted, |driver| unsafe { driver.event_record(event, stream) })
+            .map_err(|error| error.during("an event behind a call"))?;
+        order.last = Some(stream as usize);
+        Ok(())
+    }
+
+    /// An event behind everything that is on `stream` now.
+    pub fn mark(&self, stream: Stream) -> Result<Mark> {
+        let _entered = if self.device.is_current() { None } else { Some(self.device.enter()?) };
+        let mark = Mark { device: self.device, event: self.new_event()? };
+        // SAFETY: the event is ours, the stream the caller's.
+        unsafe { self.device.driver.event_record(mark.event, stream) }
+            .map_err(|error| error.during("an event behind a request"))?;
+        Ok(mark)
+    }
+
+    /// Whether `stream` is being captured.
+    pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        let _entered = if self.device.is_current() { None } else { Some(self.device.enter()?) };
+        let mut status = 0;
+        // SAFETY: `status` is writable, the stream the caller's.
+        unsafe { self.device.driver.stream_is_capturing(stream, &mut status) }
+            .map_err(|error| error.during("whether the stream is captured"))?;
+        Ok(status != driver::CAPTURE_NONE)
+    }
+
+    /// Lets a capture session hear of captured calls, from now until the session drops the notes.
+    pub fn note_into(&self, notes: &Arc<Notes>) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(notes));
+    }
+
+    /// The way to the kernels of one communicator.
+    pub fn set_line(&self, way: Way, line: Line) {
+        let _ = self.lines[way as usize].set(line);
+    }
+
+    /// What is to be set when this rank leaves and graphs may still be replayed: that its failure was told already (4
+    /// bytes at `told`), so that it does not tell its peers; and that it has failed (8 bytes at `failed`).
+    pub(super) fn keep_off(&self, told: driver::Address, failed: driver::Address) {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).push((told, failed));
+    }
+
+    /// Remembers the deadline that kernels have now.
+    pub fn set_patience(&self, patience: Duration) {
+        self.patience_ms.store(patience.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether any call of the group was captured: then its kernels may run at any time.
+    pub fn was_captured(&self) -> bool {
+        self.captured.load(Ordering::Relaxed)
+    }
+
+    /// Whether everything eager has come to its end.
+    pub fn is_quiet(&self) -> bool {
+        let order = self.order();
+        // SAFETY: the event is ours.
+        order.event.is_null() || unsafe { self.device.driver.event_query(order.event) }.is_ok()
+    }
+
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_event(&self) -> Result<Event> {
+        let _entered = if self.device.is_current() { None } else { Some(self.device.enter()?) };
+        let mut event = ptr::null_mut();
+        // SAFETY: `event` is writable.
+        unsafe { self.device.driver.event_create(&mut event, driver::EVENT_DISABLE_TIMING) }
+            .map_err(|error| error.during("an event"))?;
+        Ok(event)
+    }
+
+    /// Refuses a call on a stream on which another rank waits for this very one.
+    fn check_stream(&self, stream: usize) -> Result<()> {
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(own) = last.iter().position(|one| one.place == self.place) else { return Ok(()) };
+        let count = last[own].count + 1;
+        let waits = |one: &&Last| {
+            one.place.0 == self.place.0
+                && one.place != self.place
+                && (one.device, one.stream, one.count) == (self.device.ordinal, stream, count)
+        };
+        if let Some(other) = last.iter().find(waits) {
+            return Err(Error::invalid(format_args!(
+                "ranks {} and {} share {} and stream {stream:#x}, on which the one would wait for the other: give each its own",
+                other.place.1, self.place.1, self.device
+            )));
+        }
+        (last[own].stream, last[own].count) = (stream, count);
+        Ok(())
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().filter_map(OnceLock::get)
+    }
+}
+
+impl Outpost for Lane {
+    fn check(&self, buffers: [(*const u8, usize); 2]) -> Result<()> {
+        let mut known = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, (start, length)) in ["send", "recv"].into_iter().zip(buffers) {
+            known.check(self.device, name, start as u64, length as u64)?;
+        }
+        Ok(())
+    }
+
+    fn admit(&self, buffers: [(*const u8, usize); 2], stream: *mut c_void, capturable: bool) -> Result<()> {
+        self.check(buffers)?;
+        let driver = self.device.driver;
+        let mut order = self.order();
+        order.admitted = None;
+        let mut entered = None;
+        if stream as usize <= SPECIAL_STREAMS && !self.device.is_current() {
+            // Such a stream is one of the current context.
+            entered = Some(self.device.enter()?);
+        }
+        let mut status = driver::CAPTURE_NONE;
+        // SAFETY: `status` is writable, the stream the caller's.
+        attempt(self.device, &mut entered, || unsafe { driver.stream_is_capturing(stream, &mut status) }).map_err(
+            |error| {
+                Error::usage(format_args!("stream {stream:p} cannot take a call ({error}): is it of {}?", self.device))
+            },
+        )?;
+        let captured = match status {
+            driver::CAPTURE_NONE => false,
+            driver::CAPTURE_ACTIVE if capturable => true,
+            driver::CAPTURE_ACTIVE => {
+                return Err(Error::Unsupported(
+                    "what serves this call goes through the host and cannot be captured; call it eagerly".into(),
+                ));
+            }
+            _ => return Err(Error::usage(format_args!("the capture of stream {stream:p} has failed before"))),
+        };
+        if !captured {
+            self.check_stream(stream as usize)?;
+        }
+        if !captured && order.last.is_some_and(|last| last != stream as usize) {
+            let event = order.event;
+            // SAFETY: the event is ours, the stream the caller's.
+            attempt(self.device, &mut entered, || unsafe { driver.stream_wait_event(stream, event, 0) })
+                .map_err(|error| error.during("waiting for the group's last call, on another stream"))?;
+        }
+        order.admitted = Some(Admitted { captured, entered });
+        Ok(())
+    }
+
+    fn failure(&self, members: &Members) -> Option<Failure> {
+        self.lines().find_map(|line| line.failure(members, self.patience_ms.load(Ordering::Relaxed)))
+    }
+
+    fn stop(&self) {
+        self.lines().for_each(|line| line.order(STOP));
+    }
+
+    fn gone(&self, rank: u32) {
+        self.lines().for_each(|line| line.order(1 << rank));
+    }
+
+    fn leave(&self, rank: u32) {
+        // Peers may wait for kernels of ours that are enqueued and have not begun.
+        let until = Instant::now() + LEAVING;
+        while !self.is_quiet() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !self.is_quiet() {
+            self.lines().for_each(|line| line.order_to(rank, STOP));
+        }
+        if self.was_captured() {
+            // Replays that come later return at once.
+            for (told, failed) in self.own.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                let kept_off = self.device.fill(*told, 1, 4).and_then(|()| self.device.fill(*failed, ABORTED, 8));
+                if let Err(error) = kept_off {
+                    log::warn!(target: "tutti::cuda", "replays of a group that is gone wait for its peers: {error}");
+                }
+            }
+        }
+        self.gone(rank);
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let quiet = self.is_quiet();
+        LAST.lock().unwrap_or_else(PoisonError::into_inner).retain(|one| one.place != self.place);
+        let order = self.order.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if !order.event.is_null() {
+            // SAFETY: the event is ours, and destroyed once.
+            let _ = unsafe { self.device.driver.event_destroy(order.event) };
+        }
+        let presence = self.presence.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if self.captured.load(Ordering::Relaxed) || !quiet {
+            // Kernels of this group may still run: nothing in this process is given back any more.
+            log::info!(target: "tutti::cuda", "memory of a group whose kernels may still run is kept until the process ends");
+            std::mem::forget(presence);
+        }
+    }
+}
+
+/// Runs a function of the driver, and if the caller's context was the wrong one, once more in the device's.
+fn attempt(
+    device: &'static Device,
+    entered: &mut Option<Entered<'static>>,
+    mut function: impl FnMut() -> Result<(), CudaError>,
+) -> Result<(), CudaError> {
+    match function() {
+        Err(error) if entered.is_none() && matches!(error.code, driver::INVALID_CONTEXT | driver::INVALID_HANDLE) => {
+            match device.enter() {
+                Ok(guard) => *entered = Some(guard),
+                Err(_) => return Err(error),
+            }
+            function()
+        }
+        done => done,
+    }
+}
+
+/// An event behind something enqueued.
+pub struct Mark {
+    device: &'static Device,
+    event: Event,
+}
+
+// SAFETY: events of the driver may be used from any thread.
+unsafe impl Send for Mark {}
+// SAFETY: as above.
+unsafe impl Sync for Mark {}
+
+impl Mark {
+    /// Whether everything before it has been executed.
+    pub fn is_passed(&self) -> Result<bool> {
+        // SAFETY: the event is ours.
+        match unsafe { self.device.driver.event_query(self.event) } {
+            Ok(()) => Ok(true),
+            Err(error) if error.code == driver::NOT_READY => Ok(false),
+            Err(error) => Err(error.during("an event behind a request")),
+        }
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        // SAFETY: the event is ours, and destroyed once.
+        let _ = unsafe { self.device.driver.event_destroy(self.event) };
+    }
+}
+
+/// What a capture session hears of one group: how many calls were captured, and which.
+#[derive(Default)]
+pub struct Notes {
+    count: AtomicU32,
+    digest: AtomicU64,
+}
+
+impl Notes {
+    /// Count and digest.
+    pub fn read(&self) -> (u32, u64) {
+        (self.count.load(Ordering::Acquire), self.digest.load(Ordering::Acquire))
+    }
+
+    /// One more call. Calls of one group are made one after the other, so plain loads and stores will do.
+    fn add(&self, digest: u32) {
+        let before = self.digest.load(Ordering::Acquire);
+        // FNV-1a, a word at a time: the order counts.
+        self.digest.store((before ^ u64::from(digest)).wrapping_mul(0x0000_0100_0000_01b3), Ordering::Release);
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Allocations that were seen to be memory of the group's device.
+#[derive(Default)]
+struct Buffers {
+    ranges: [(u64, u64); REMEMBERED],
+    next: usize,
+}
+
+impl Buffers {
+    fn check(&mut self, device: &'static Device, name: &str, start: u64, length: u64) -> Result<()> {
+        if length == 0 || self.ranges.iter().any(|(from, to)| *from <= start && start.saturating_add(length) <= *to) {
+            return Ok(());
+        }
+        let (mut kind, mut ordinal, mut base, mut bytes) = (0_u32, -1_i32, 0_u64, 0_usize);
+        let mut data: [*mut c_void; 4] =
+            [(&raw mut kind).cast(), (&raw mut ordinal).cast(), (&raw mut base).cast(), (&raw mut bytes).cast()];
+        // SAFETY: four attributes, and a place of the right size for each.
+        unsafe { device.driver.pointer_get_attributes(4, driver::POINTER_FACTS.as_ptr(), data.as_mut_ptr(), start) }
+            .map_err(|error| {
+                Error::invalid(format_args!("{name} is {start:#x}, which the driver does not know ({error})"))
+            })?;
+        if kind != driver::MEMORY_OF_DEVICE {
+            return Err(Error::invalid(format_args!(
+                "{name} is {start:#x}, memory of the host; this is a CUDA group, whose buffers are memory of {device} \
+                 (tutti_group_cpu gives the group for host memory)"
+            )));
+        }
+        if ordinal != device.ordinal {
+            return Err(Error::invalid(format_args!(
+                "{name} is {start:#x}, memory of CUDA device {ordinal}; this rank's buffers are memory of {device}"
+            )));
+        }
+        if bytes > 0 && (start < base || start.saturating_add(length) > base.saturating_add(bytes as u64)) {
+            return Err(Error::invalid(format_args!(
+                "{name} is {start:#x} with {length} bytes, but the allocation ends at {:#x}",
+                base.saturating_add(bytes as u64)
+            )));
+        }
+        self.ranges[self.next % REMEMBERED] = (base, base.saturating_add(bytes as u64));
+        self.next += 1;
+        Ok(())
+    }
+}
+
+/// Orders to the kernels of one communicator, and the record of their first failure; see `kernels/params.h`.
+pub struct Line {
+    name: &'static str,
+    mapping: Arc<Mapping>,
+    rank: u32,
+    world: u32,
+}
+
+impl Line {
+    /// The line of `rank`, in a mapping of [`PAGE`] bytes for each rank.
+    pub fn new(name: &'static str, mapping: Arc<Mapping>, rank: u32, world: u32) -> Self {
+        Line { name, mapping, rank, world }
+    }
+
+    /// Tells the kernels of all ranks.
+    fn order(&self, bits: u64) {
+        (0..self.world).for_each(|rank| self.order_to(rank, bits));
+    }
+
+    /// Tells the kernels of one rank.
+    fn order_to(&self, rank: u32, bits: u64) {
+        let at = self.mapping.at(rank as usize * PAGE + report::ORDERS, 8);
+        // SAFETY: eight bytes of the mapping, aligned, that hosts and kernels touch only as an atomic.
+        let orders = unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) };
+        if orders.load(Ordering::Relaxed) & bits != bits {
+            orders.fetch_or(bits, Ordering::Relaxed);
+        }
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        let at = self.mapping.at(self.rank as usize * PAGE + offset, 4);
+        // SAFETY: four bytes of the mapping, aligned, that hosts and kernels touch only as an atomic; it lives as long
+        // as the mapping.
+        unsafe { AtomicU32::from_ptr(at.as_ptr().cast()) }
+    }
+
+    /// The failure that this rank's kernels have recorded.
+    fn failure(&self, members: &Members, patience_ms: u64) -> Option<Failure> {
+        if self.word(report::WRITTEN).load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let read = |offset| self.word(offset).load(Ordering::Relaxed);
+        let (missing, reporter, sequence) = (read(report::MISSING), read(report::REPORTER), read(report::SEQUENCE));
+        let missing: Vec<u32> = (0..self.world.min(MAX_WORLD as u32)).filter(|rank| missing >> rank & 1 == 1).collect();
+        let first = missing.first().copied();
+        let who = match missing.as_slice() {
+            [one] => format!("rank {one}"),
+            several => format!("ranks {}", several.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+        };
+        let what = format!("call #{sequence} of {} on group {:?}", self.name, members.name());
+        let (status, rank, text) = match read(report::KIND) {
+            1 => (
+                Status::Timeout,
+                first,
+                format!(
+                    "{what}: {who} did not arrive on the device within {:.1} s (rank {reporter} waited)",
+                    patience_ms as f64 / 1e3
+                ),
+            ),
+            2 => (Status::Aborted, first, format!("{what}: it was told to stop, and waited for {who}")),
+            3 => (
+                Status::InvalidUsage,
+                Some(reporter),
+                format!(
+                    "{what}: two kernels of the group ran at once on rank {reporter}; replays of graphs with calls of one \
+                     group must follow each other"
+                ),
+            ),
+            5 => {
+                let why =
+                    first.and_then(|rank| members.lost(rank)).map_or_else(|| "it left".to_owned(), |loss| loss.text);
+                (Status::PeerLost, first, format!("{what}: {who} is lost: {why}"))
+            }
+            kind => (
+                Status::InternalError,
+                Some(reporter),
+                format!("{what}: rank {reporter} launched what does not fit the group (kind {kind})"),
+            ),
+        };
+        Some(Failure { status, rank, collective: None, sequence: u64::from(sequence), text })
+    }
+}

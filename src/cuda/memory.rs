@@ -1,0 +1,279 @@
+//! Device memory that other ranks reach, and how it gets to them.
+//!
+//! | way | used where | what travels |
+//! |-----|------------|--------------|
+//! | descriptors | every device can export: the rule | a descriptor over the control plane, mapped by each rank for itself |
+//! | plain       | all ranks are in one process, and a device cannot export | the address |
+//! | handles     | several processes, and a device cannot export | a legacy IPC handle; the address within a process |
+//!
+//! Memory is not given back while a kernel may run that touches it, nor while any group of this process lives: giving
+//! it back can wait for whatever runs on the device, which may wait for the very thread that gives it back. Until
+//! then it is *parked*.
+
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    device::Device,
+    driver::{self, Access, Address, AllocationProperties, CudaError, IpcHandle, Location, Physical},
+};
+use crate::error::{Error, Result};
+
+/// How memory gets to the other ranks of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// As descriptors.
+    Descriptors,
+    /// As addresses.
+    Plain,
+    /// As IPC handles.
+    Handles,
+}
+
+impl Way {
+    /// The way for a group of which all this is known on every rank.
+    pub(super) fn of(all_export: bool, one_process: bool) -> Way {
+        match (all_export, one_process) {
+            (true, _) => Way::Descriptors,
+            (false, true) => Way::Plain,
+            (false, false) => Way::Handles,
+        }
+    }
+}
+
+/// A stretch of device memory that this process can use.
+pub(super) struct Memory {
+    device: &'static Device,
+    address: Address,
+    bytes: usize,
+    origin: Origin,
+}
+
+enum Origin {
+    /// Allocated here.
+    Allocated,
+    /// Physical memory, made here or by a peer, mapped here.
+    Mapped(Physical),
+    /// A peer's allocation, opened here.
+    Opened,
+}
+
+/// What a peer needs to reach memory, beside a descriptor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Ticket {
+    address: u64,
+    bytes: u64,
+    /// In the table of the process that made it.
+    key: u64,
+    handle: Vec<u8>,
+}
+
+/// Memory of this process that ranks of this process may share by address.
+static SHARED: Mutex<Option<HashMap<u64, Weak<Memory>>>> = Mutex::new(None);
+static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
+
+impl Memory {
+    /// New, cleared memory of at least `bytes`, what peers need to reach it, and a descriptor where that is the way.
+    pub(super) fn make(device: &'static Device, bytes: u64, way: Way) -> Result<(Arc<Self>, Ticket, Option<OwnedFd>)> {
+        let entered = device.enter()?;
+        let memory = Arc::new(match way {
+            Way::Descriptors => Memory::map_new(device, bytes as usize)?,
+            Way::Plain | Way::Handles => Memory::allocate(device, bytes as usize)?,
+        });
+        let descriptor = match memory.origin {
+            Origin::Mapped(physical) => Some(export(device, physical)?),
+            _ => None,
+        };
+        let mut handle = IpcHandle([0; 64]);
+        if way == Way::Handles {
+            // SAFETY: `handle` is writable and the address an allocation's.
+            unsafe { device.driver.ipc_get_handle(&mut handle, memory.address) }
+                .map_err(|error| error.during(format_args!("a handle for other processes on {device}")))?;
+        }
+        drop(entered);
+        device.fill(memory.address, 0, memory.bytes)?;
+        let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = shared.get_or_insert_default();
+        shared.retain(|_, memory| memory.strong_count() > 0);
+        shared.insert(key, Arc::downgrade(&memory));
+        let ticket = Ticket { address: memory.address, bytes: memory.bytes as u64, key, handle: handle.0.to_vec() };
+        Ok((memory, ticket, descriptor))
+    }
+
+    /// A peer's memory, for the kernels of `device`. `here`: the peer is in this process.
+    pub(super) fn reach(
+        device: &'static Device,
+        ticket: &Ticket,
+        descriptor: Option<&OwnedFd>,
+        way: Way,
+        here: bool,
+    ) -> Result<Arc<Self>> {
+        let bytes = ticket.bytes as usize;
+        match (way, descriptor) {
+            (Way::Descriptors, Some(descriptor)) => {
+                let _entered = device.enter()?;
+                let mut physical = 0;
+                // SAFETY: `physical` is writable; the driver takes a copy of the descriptor.
+                let imported = unsafe {
+                    let number = descriptor.as_raw_fd() as usize as *mut c_void;
+                    device.driver.mem_import(&mut physical, number, driver::HANDLE_DESCRIPTOR)
+                };
+                imported.map_err(|error| error.during(format_args!("memory of a peer for {device}")))?;
+                Memory::map(device, physical, bytes).map(Arc::new)
+            }
+            (Way::Descriptors, None) => Err(Error::Internal("a peer's memory came without its descriptor".into())),
+            _ if here => {
+                let shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+                let memory = shared.as_ref().and_then(|shared| shared.get(&ticket.key)).and_then(Weak::upgrade);
+                let memory = memory.ok_or_else(|| Error::Internal("a peer's memory is not there any more".into()))?;
+                device.reach(memory.device)?;
+                Ok(memory)
+            }
+            _ => {
+                let _entered = device.enter()?;
+                let bytes_of_handle = ticket.handle.as_slice().try_into();
+                let handle = IpcHandle(bytes_of_handle.map_err(|_| Error::Internal("a handle of odd size".into()))?);
+                let (mut address, lazily_enable_peer_access) = (0, 1);
+                // SAFETY: `address` is writable, the handle a peer's.
+                unsafe { device.driver.ipc_open_handle(&mut address, handle, lazily_enable_peer_access) }
+                    .map_err(|error| error.during(format_args!("memory of a peer for {device}")))?;
+                Ok(Arc::new(Memory { device, address, bytes, origin: Origin::Opened }))
+            }
+        }
+    }
+
+    /// Where kernels of this process's device find it.
+    pub(super) fn address(&self) -> Address {
+        self.address
+    }
+
+    fn allocate(device: &'static Device, bytes: usize) -> Result<Self> {
+        let mut address = 0;
+        // SAFETY: `address` is writable.
+        unsafe { device.driver.mem_alloc(&mut address, bytes) }.map_err(|error| error.during(what(bytes, device)))?;
+        Ok(Memory { device, address, bytes, origin: Origin::Allocated })
+    }
+
+    fn map_new(device: &'static Device, bytes: usize) -> Result<Self> {
+        let properties = AllocationProperties {
+            kind: driver::ALLOCATION_PINNED,
+            handles: driver::HANDLE_DESCRIPTOR,
+            location: Location { kind: driver::LOCATION_DEVICE, id: device.handle },
+            security: std::ptr::null_mut(),
+            flags: [0; 8],
+        };
+        let (mut unit, mut physical) = (0, 0);
+        // SAFETY: everything pointed to is there for the calls.
+        let made = unsafe {
+            device.driver.mem_get_granularity(&mut unit, &properties, 0).and_then(|()| {
+                let bytes = bytes.next_multiple_of(unit.max(1));
+                device.driver.mem_create(&mut physical, bytes, &properties, 0).map(|()| bytes)
+            })
+        };
+        let bytes = made.map_err(|error| error.during(what(bytes, device)))?;
+        Memory::map(device, physical, bytes)
+    }
+
+    /// Maps physical memory, which then belongs to the value: it is released on failure too.
+    fn map(device: &'static Device, physical: Physical, bytes: usize) -> Result<Self> {
+        let driver = device.driver;
+        let access = Access {
+            location: Location { kind: driver::LOCATION_DEVICE, id: device.handle },
+            flags: driver::ACCESS_READ_WRITE,
+        };
+        let mut address = 0;
+        // SAFETY: a fresh range of addresses, onto which the whole of the memory is mapped.
+        let mapped: Result<(), CudaError> = unsafe {
+            driver.mem_address_reserve(&mut address, bytes, 0, 0, 0).and_then(|()| {
+                driver.mem_map(address, bytes, 0, physical, 0).and_then(|()| {
+                    let granted = driver.mem_set_access(address, bytes, &access, 1);
+                    granted.inspect_err(|_| drop(driver.mem_unmap(address, bytes)))
+                })
+            })
+        };
+        mapped.map(|()| Memory { device, address, bytes, origin: Origin::Mapped(physical) }).map_err(|error| {
+            // SAFETY: nothing is mapped there any more, and the memory is not used.
+            unsafe {
+                if address != 0 {
+                    let _ = driver.mem_address_free(address, bytes);
+                }
+                let _ = driver.mem_release(physical);
+            }
+            error.during(format_args!("mapping {bytes} bytes on {device}"))
+        })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.device.enter() else { return };
+        let driver = self.device.driver;
+        // SAFETY: whoever owned it saw to it that no kernel uses it any more (see `park`).
+        let freed = unsafe {
+            match self.origin {
+                Origin::Allocated => driver.mem_free(self.address),
+                Origin::Opened => driver.ipc_close_handle(self.address),
+                Origin::Mapped(physical) => driver
+                    .mem_unmap(self.address, self.bytes)
+                    .and_then(|()| driver.mem_address_free(self.address, self.bytes))
+                    .and_then(|()| driver.mem_release(physical)),
+            }
+        };
+        if let Err(error) = freed {
+            log::warn!(target: "tutti::cuda", "{} bytes on {} are not given back: {error}", self.bytes, self.device);
+        }
+    }
+}
+
+/// Groups of this process that have device memory.
+static GROUPS: AtomicUsize = AtomicUsize::new(0);
+/// What they left behind.
+static PARKED: Mutex<Vec<Box<dyn Send>>> = Mutex::new(Vec::new());
+
+/// Held by every group that may launch kernels: while one is, nothing that was parked is given back.
+pub(super) struct Presence(());
+
+impl Presence {
+    /// One more group.
+    pub(super) fn new() -> Self {
+        GROUPS.fetch_add(1, Ordering::AcqRel);
+        Presence(())
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        if GROUPS.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let parked = std::mem::take(&mut *PARKED.lock().unwrap_or_else(PoisonError::into_inner));
+            drop(parked);
+        }
+    }
+}
+
+/// Keeps what a group leaves behind until no group is left in this process.
+pub(super) fn park(left: Box<dyn Send>) {
+    PARKED.lock().unwrap_or_else(PoisonError::into_inner).push(left);
+}
+
+fn export(device: &Device, physical: Physical) -> Result<OwnedFd> {
+    let mut number: i32 = -1;
+    // SAFETY: the driver writes an int there.
+    unsafe { device.driver.mem_export((&raw mut number).cast(), physical, driver::HANDLE_DESCRIPTOR, 0) }
+        .map_err(|error| error.during(format_args!("a descriptor for memory of {device}")))?;
+    // SAFETY: the descriptor is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+fn what(bytes: usize, device: &Device) -> String {
+    format!("{bytes} bytes on {device}")
+}

@@ -1,0 +1,34 @@
+//! The communicators of CUDA groups: one rank, one device, calls enqueued on streams.
+//!
+//! * `peers` — *push* and *pull*: kernels that reach into each other's memory (`kernels/`, with a README of its own);
+//! * `staged` — the last resort: through the memory of the host;
+//! * [`lane`] — what both share on one rank: one call in flight, buffers, orders to the kernels and failures from them;
+//! * `thresholds` — which algorithm from which size on, with the source of each number;
+//! * `memory` — device memory and how it gets to other ranks; `verdict` — whether devices may reach into it at all;
+//! * [`device`], `kernels`, `params` — a device, the kernels in it, what they are called with;
+//! * [`driver`] — libcuda, opened when the first CUDA rank is made, and never needed before.
+//!
+//! Nothing here is compiled by a CUDA compiler or linked with a CUDA library.
+
+pub mod device;
+pub mod driver;
+mod kernels;
+pub mod lane;
+mod memory;
+mod params;
+mod peers;
+mod staged;
+mod thresholds;
+mod verdict;
+
+pub use kernels::Way;
+pub use peers::{Pull, Push};
+pub use staged::Staged;
+pub use verdict::begin_trying as begin_trying_peers;
+
+use crate::error::Result;
+
+/// What all ranks' tables of thresholds must agree on: their whole text.
+pub fn plan_text() -> Result<&'static str> {
+    thresholds::Table::get().map(thresholds::Table::text)
+}

@@ -1,0 +1,525 @@
+//! The communicators whose kernels reach into each other's memory: *push*, where the sender writes, and *pull*, where
+//! the receiver reads. How, and why that is right, is told in `kernels/README.md`; here the kernels get their memory and
+//! are launched. A call is one launch, or several where it does not fit the memory; nothing here waits for a kernel.
+
+use std::{
+    ffi::{c_uint, c_void},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    device::Device,
+    driver::{self, LaunchAttribute, LaunchConfig, Uuid},
+    kernels::{FIRST_WITH_DEPENDENTS, Kernel, REDUCED, SERVED, Way},
+    lane::{Admitted, Lane, Line, PAGE},
+    memory::{self, Memory},
+    params::{CLAIMED, Layout, MAX_THREADS, MAX_WORLD, Params, UNSIGNED, VECTOR},
+    thresholds::{Row, Table},
+    verdict,
+};
+use crate::{
+    bootstrap::{Members, mapping::Mapping, members::first_trouble, session::Session},
+    communicator::{
+        self, Algorithm, Call, Capabilities, Capture, Communicator, Descriptor, Pattern, Placement, Progress, Provider,
+        Task,
+    },
+    dtype::{Collective, DType, Op},
+    error::{Error, Result},
+};
+
+/// What serves calls that are larger than its memory goes in pieces, so there is no limit but that of the rows.
+const ALGORITHMS: [Algorithm; 2] = [
+    Algorithm::new("one_shot", u64::MAX),
+    Algorithm { only: Some(Collective::AllReduce), ..Algorithm::new("two_shot", u64::MAX) },
+];
+const TWO_SHOT: u8 = 1;
+
+/// The longest time a kernel waits, where the caller wants none.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// Bytes that a rank stages in one launch.
+const STAGED: u64 = 16 << 20;
+/// The unit of a push slot, in vectors.
+const SLOT_UNIT: u64 = 64;
+
+/// The sender writes.
+pub struct Push;
+/// The receiver reads.
+pub struct Pull;
+
+macro_rules! provider {
+    ($provider:ty, $name:literal, $way:expr) => {
+        impl Provider for $provider {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn is_for_devices(&self) -> bool {
+                true
+            }
+
+            fn algorithms(&self) -> &'static [Algorithm] {
+                &ALGORITHMS
+            }
+
+            fn rows(&self, members: &Members, collective: Collective) -> Vec<communicator::Row> {
+                let all = collective == Collective::AllReduce;
+                table_for(members).map(|(table, arch)| table.plan(arch, members.size(), $way, all)).unwrap_or_default()
+            }
+
+            fn sources(&self, members: &Members) -> Vec<String> {
+                table_for(members).map(|(table, arch)| table.sources(arch, members.size(), $way)).unwrap_or_default()
+            }
+
+            fn probe(&self, members: &Members) -> Result<Capabilities, String> {
+                probe(members, $way)
+            }
+
+            fn create(&self, members: Arc<Members>, deadline: Option<Instant>) -> Task<Box<dyn Communicator>> {
+                Box::pin(create(members, deadline, $way))
+            }
+        }
+    };
+}
+provider!(Push, "push", Way::Push);
+provider!(Pull, "pull", Way::Pull);
+
+/// The table of thresholds, and the architecture of this rank's device.
+fn table_for(members: &Members) -> Option<(&'static Table, u32)> {
+    let device = Device::open(members.device()?).ok()?;
+    Some((Table::get().ok()?, device.arch))
+}
+
+fn probe(members: &Members, way: Way) -> Result<Capabilities, String> {
+    let ordinal = members.device().ok_or("the group's buffers are host memory")?;
+    let device = Device::open(ordinal).map_err(|error| error.to_string())?;
+    if !members.on_one_host() {
+        return Err("the ranks are on several hosts".into());
+    }
+    if let Some(why) = members.unshared() {
+        return Err(format!("no memory of the host could be shared: {why}"));
+    }
+    if members.size() as usize > MAX_WORLD {
+        return Err(format!("the group has {} ranks, the kernels serve {MAX_WORLD}", members.size()));
+    }
+    let table = Table::get().map_err(|error| error.to_string())?;
+    let rows = table.rows(device.arch, members.size(), way);
+    let last = rows.last().ok_or_else(|| format!("no row of the thresholds is for sm_{}", device.arch))?;
+    device.kernels().map_err(|error| error.to_string())?;
+    let mut capabilities = Capabilities::new(&SERVED, &REDUCED, &[Op::Sum, Op::Max, Op::Min, Op::Avg]);
+    capabilities.max_bytes = last.up_to;
+    capabilities.placement = Placement::Both;
+    capabilities.capture = Capture::Free;
+    capabilities.rank_order = true;
+    capabilities.cancellable_within_ms = Some(10);
+    Ok(capabilities)
+}
+
+/// What every rank says of itself first.
+#[derive(Serialize, Deserialize)]
+struct Introduction {
+    uuid: [u8; 16],
+    arch: u32,
+    exports: bool,
+    /// Blocks that fit on the device at once.
+    resident: u32,
+    /// NCCL_P2P_DISABLE is set.
+    forbidden: bool,
+}
+
+async fn create(members: Arc<Members>, deadline: Option<Instant>, way: Way) -> Result<Box<dyn Communicator>> {
+    let mut session = members.session(deadline, format!("device memory of group {:?}", members.name()));
+    match create_in(&mut session, &members, deadline, way).await {
+        // Whether all ranks managed is the dispatcher's next question.
+        Ok(made) => session.finish().await.and(made).map(|made| Box::new(made) as Box<dyn Communicator>),
+        Err(error) => {
+            session.give_up(&error);
+            Err(error)
+        }
+    }
+}
+
+/// The outer error is the session's, and ends the making of the group; the inner one only this communicator's.
+async fn create_in(
+    session: &mut Session,
+    members: &Arc<Members>,
+    deadline: Option<Instant>,
+    way: Way,
+) -> Result<Result<Communication>> {
+    let device = match members.device().map(Device::open) {
+        Some(Ok(device)) => device,
+        Some(Err(error)) => return Err(error),
+        None => return Err(Error::Internal("a group without a device wants device memory".into())),
+    };
+    let mine = Introduction {
+        uuid: device.uuid.0,
+        arch: device.arch,
+        exports: device.exports,
+        resident: device.kernels()?.resident(way),
+        forbidden: verdict::is_forbidden(),
+    };
+    let all: Vec<Introduction> = say(session, &mine).await?;
+    let (rank, world) = (members.rank(), members.size());
+    if let Some(trouble) = judge(session, members, &all, deadline).await? {
+        return Ok(Err(Error::Unsupported(trouble)));
+    }
+    let table = Table::get()?;
+    let rows: Vec<Row> = table.rows(all[0].arch, world, way).into_iter().cloned().collect();
+    let layout = match layout(&all, &rows, way) {
+        Ok(layout) => layout,
+        Err(why) => return Ok(Err(Error::Unsupported(why))),
+    };
+
+    // Memory: everybody's own, then everybody else's.
+    let process = |rank: u32| members.facts(rank).process;
+    let one_process = (0..world).all(|peer| process(peer) == process(rank));
+    let transport = memory::Way::of(all.iter().all(|one| one.exports), one_process);
+    let made = Memory::make(device, layout.arena_bytes() + layout.state_bytes(), transport);
+    let ticket = made.as_ref().map(|(_, ticket, _)| ticket.clone()).map_err(Error::to_string);
+    let body = postcard::to_allocvec(&ticket).map_err(|error| Error::Internal(format!("ticket: {error}")))?;
+    let descriptor = made.as_ref().ok().and_then(|(_, _, descriptor)| descriptor.as_ref());
+    let said = session.all_gather(&body, descriptor).await?;
+    let mut arenas = Vec::with_capacity(world as usize);
+    for (peer, message) in said.iter().enumerate() {
+        let ticket: Result<memory::Ticket, String> =
+            postcard::from_bytes(&message.body).map_err(|_| Error::Internal(format!("rank {peer} sent no ticket")))?;
+        let ticket = match ticket {
+            Ok(ticket) => ticket,
+            Err(why) => {
+                reports(session, members).await?.map(drop).unwrap_or_default();
+                return Ok(Err(Error::Unsupported(format!("rank {peer}: {why}"))));
+            }
+        };
+        arenas.push(match &made {
+            Ok((own, _, _)) if peer == rank as usize => Ok(own.clone()),
+            _ => {
+                let here = process(peer as u32) == process(rank);
+                Memory::reach(device, &ticket, message.descriptors.first(), transport, here)
+            }
+        });
+    }
+    let mapping = reports(session, members).await?;
+    let arenas = arenas.into_iter().collect::<Result<Vec<_>>>();
+    Ok(mapping.and_then(|mapping| Communication::new(members, device, way, rows, layout, arenas?, mapping)))
+}
+
+/// Why these devices may not reach into each other's memory, the same answer on all ranks.
+async fn judge(
+    session: &mut Session,
+    members: &Members,
+    all: &[Introduction],
+    deadline: Option<Instant>,
+) -> Result<Option<String>> {
+    let mut devices: Vec<Uuid> = all.iter().map(|one| Uuid(one.uuid)).collect();
+    devices.sort_unstable_by_key(|uuid| uuid.0);
+    devices.dedup();
+    if devices.len() == 1 {
+        return Ok(None);
+    }
+    if let Some(rank) = all.iter().position(|one| one.forbidden) {
+        return Ok(Some(format!("rank {rank}: NCCL_P2P_DISABLE forbids that devices reach each other's memory")));
+    }
+    let trouble = match members.rank() {
+        0 => verdict::on(&devices, deadline).await.err().unwrap_or_default(),
+        _ => String::new(),
+    };
+    let said = session.all_gather(trouble.as_bytes(), None).await?;
+    Ok(said
+        .first()
+        .filter(|first| !first.body.is_empty())
+        .map(|first| String::from_utf8_lossy(&first.body).into_owned()))
+}
+
+/// How the memory is divided, so that all blocks of all ranks on a device fit on it together.
+fn layout(all: &[Introduction], rows: &[Row], way: Way) -> Result<Layout, String> {
+    let world = all.len() as u32;
+    let sharing = |one: &Introduction| all.iter().filter(|other| other.uuid == one.uuid).count() as u32;
+    let fitting = all.iter().map(|one| one.resident / sharing(one)).min().unwrap_or(0);
+    let wanted = rows.iter().map(|row| row.blocks).max().unwrap_or(0);
+    let blocks = fitting.min(wanted);
+    if blocks == 0 {
+        let most = all.iter().map(sharing).max().unwrap_or(0);
+        return Err(format!("{most} ranks share a device, on which their kernels do not fit together"));
+    }
+    let per_block =
+        |bytes: u64, ranks: u32| bytes.div_ceil(VECTOR).div_ceil(u64::from(ranks)).div_ceil(u64::from(blocks));
+    let push = rows.iter().map(|row| match row.is_two_shot() {
+        true => 2 * per_block(row.up_to, world),
+        false => per_block(row.up_to, 1),
+    });
+    let push = push.max().unwrap_or(0).next_multiple_of(SLOT_UNIT);
+    let (push_vectors, stage_vectors) = match way {
+        Way::Push => (push as u32, 0),
+        Way::Pull => (0, per_block(STAGED, 1).next_multiple_of(u64::from(world)) as u32),
+    };
+    Ok(Layout { world, blocks, push_vectors, stage_vectors })
+}
+
+/// The memory of the host through which hosts and kernels hear of each other: a page for each rank.
+async fn reports(session: &mut Session, members: &Members) -> Result<Result<Arc<Mapping>>> {
+    let bytes = PAGE * members.size() as usize;
+    let made: Result<Option<OwnedFd>> = match members.rank() {
+        0 => {
+            Mapping::create("tutti-reports", bytes).and_then(|fd| Mapping::commit(&fd, 0, bytes).map(|()| fd)).map(Some)
+        }
+        _ => Ok(None),
+    };
+    let trouble = made.as_ref().err().map(Error::to_string).unwrap_or_default();
+    let descriptor = made.as_ref().ok().and_then(Option::as_ref);
+    let said = session.all_gather(trouble.as_bytes(), descriptor).await?;
+    if let Some(trouble) = first_trouble(members.world_ranks(), &said) {
+        return Ok(Err(Error::Unsupported(trouble)));
+    }
+    let passed = descriptor.or_else(|| said.first().and_then(|message| message.descriptors.first()));
+    Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| Mapping::open(fd, bytes)))
+}
+
+async fn say<T: Serialize + for<'a> Deserialize<'a>>(session: &mut Session, mine: &T) -> Result<Vec<T>> {
+    let body = postcard::to_allocvec(mine).map_err(|error| Error::Internal(format!("introduction: {error}")))?;
+    let said = session.all_gather(&body, None).await?;
+    said.iter()
+        .enumerate()
+        .map(|(rank, message)| {
+            postcard::from_bytes(&message.body)
+                .map_err(|_| Error::Internal(format!("rank {rank} introduced itself in another way")))
+        })
+        .collect()
+}
+
+/// One rank's communicator.
+struct Communication {
+    members: Arc<Members>,
+    lane: Arc<Lane>,
+    way: Way,
+    rows: Vec<Row>,
+    layout: Layout,
+    /// What all calls have in common.
+    params: Params,
+    held: Option<Held>,
+}
+
+/// What kernels use, parked when the communicator goes.
+struct Held {
+    _arenas: Vec<Arc<Memory>>,
+    _page: Page,
+}
+
+impl Communication {
+    fn new(
+        members: &Arc<Members>,
+        device: &'static Device,
+        way: Way,
+        rows: Vec<Row>,
+        layout: Layout,
+        arenas: Vec<Arc<Memory>>,
+        mapping: Arc<Mapping>,
+    ) -> Result<Self> {
+        let (rank, world) = (members.rank(), members.size());
+        let page = Page::register(device, mapping.clone(), rank)?;
+        let mut params = Params {
+            state: arenas[rank as usize].address() + layout.arena_bytes(),
+            report: page.address,
+            push_at: layout.push_at(),
+            stage_at: layout.stage_at(),
+            rank,
+            world,
+            group: members.uid() as u32,
+            push_vectors: layout.push_vectors,
+            stage_vectors: layout.stage_vectors,
+            blocks: layout.blocks,
+            ..Params::default()
+        };
+        for (arena, memory) in params.arena.iter_mut().zip(&arenas) {
+            *arena = memory.address();
+        }
+        let lane = Lane::of(members, device);
+        lane.keep_off(params.state + CLAIMED, params.arena[rank as usize]);
+        let name = if way == Way::Push { "push" } else { "pull" };
+        lane.set_line(way, Line::new(name, mapping, rank, world));
+        let held = Some(Held { _arenas: arenas, _page: page });
+        Ok(Communication { members: members.clone(), lane, way, rows, layout, params, held })
+    }
+
+    /// Launches the pieces of a call.
+    fn launch(&self, admitted: &mut Admitted, call: &Call, algorithm: u8) -> Result<()> {
+        let descriptor = &call.descriptor;
+        // The row by size, for the shape of the launch; the algorithm may be one that a user has put in its place.
+        let bytes = descriptor.contribution(self.layout.world);
+        let row = self.rows.iter().find(|row| bytes <= row.up_to).or(self.rows.last());
+        let row = row.ok_or_else(|| Error::Internal("a group without thresholds".into()))?;
+        let dtype = if descriptor.collective == Collective::Barrier { DType::Float32 } else { descriptor.dtype };
+        let two_shot = algorithm == TWO_SHOT;
+        let kernel = self.lane.device.kernels()?.of(descriptor.collective, dtype, self.way, two_shot);
+        let kernel = kernel.ok_or_else(|| Error::Internal(format!("there is no kernel for {descriptor}")))?;
+        let patience = call.timeout.duration().map_or(LONGEST, |patience| patience.min(LONGEST));
+        self.lane.set_patience(patience);
+        let mut params = Params {
+            stride: descriptor.bytes() as u64,
+            timeout_ns: (patience.as_nanos() as u64).max(1),
+            op: operation(descriptor),
+            root: descriptor.root,
+            ..self.params
+        };
+        for piece in pieces(&self.layout, descriptor, self.way, two_shot) {
+            params.send = call.send as u64 + piece.offset;
+            params.recv = call.recv as u64 + piece.offset;
+            params.bytes = piece.bytes;
+            let grid = piece.vectors.div_ceil(u64::from(row.threads)).max(piece.vectors.div_ceil(piece.per_block));
+            let grid = grid.clamp(1, u64::from(self.layout.blocks)) as u32;
+            self.launch_one(admitted, kernel, &mut params, grid, row.threads, call.stream)?;
+        }
+        Ok(())
+    }
+
+    fn launch_one(
+        &self,
+        admitted: &mut Admitted,
+        kernel: &Kernel,
+        params: &mut Params,
+        grid: u32,
+        threads: u32,
+        stream: driver::Stream,
+    ) -> Result<()> {
+        let mut value = [0; 16];
+        value[0] = 1;
+        let early = LaunchAttribute { id: driver::LAUNCH_PROGRAMMATIC, padding: 0, value };
+        let config = LaunchConfig {
+            grid: [grid, 1, 1],
+            block: [threads as c_uint, 1, 1],
+            shared_bytes: 0,
+            stream,
+            attributes: &raw const early,
+            attribute_count: c_uint::from(self.lane.device.arch >= FIRST_WITH_DEPENDENTS),
+        };
+        let mut arguments = [(params as *mut Params).cast::<c_void>()];
+        let arguments = arguments.as_mut_ptr();
+        // SAFETY: the kernel takes one `Params` by value, which the driver copies; the buffers are the caller's and of
+        // this device, everything else in it lives until it is parked.
+        let launched = self.lane.call(admitted, |driver| unsafe {
+            driver.launch_kernel_ex(&config, kernel.function, arguments, std::ptr::null_mut())
+        });
+        launched.map_err(|error| error.during(format_args!("a launch on {}", self.lane.device)))
+    }
+}
+
+impl Communicator for Communication {
+    fn start(&mut self, call: &Call, _sequence: u64, way: communicator::Way) -> Result<Progress> {
+        let mut admitted = self.lane.take()?;
+        if self.members.size() == 1 {
+            copy(&self.lane, &mut admitted, call)?;
+        } else {
+            self.launch(&mut admitted, call, way.algorithm)?;
+        }
+        self.lane.finish(admitted, call.stream, call.descriptor.digest())?;
+        Ok(Progress::Done)
+    }
+
+    fn poll(&mut self) -> Result<Progress> {
+        Ok(Progress::Done)
+    }
+
+    fn rest(&mut self, _: Duration) {}
+
+    fn awaits(&mut self, _: u32) -> bool {
+        false
+    }
+}
+
+impl Drop for Communication {
+    /// Kernels may still run: what they use is parked.
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        memory::park(Box::new(held));
+    }
+}
+
+/// A rank's page of the reports, as its device sees it.
+struct Page {
+    device: &'static Device,
+    mapping: Arc<Mapping>,
+    rank: u32,
+    address: driver::Address,
+}
+
+impl Page {
+    fn register(device: &'static Device, mapping: Arc<Mapping>, rank: u32) -> Result<Self> {
+        let _entered = device.enter()?;
+        let host = mapping.at(rank as usize * PAGE, PAGE).as_ptr().cast();
+        let mut address = 0;
+        // SAFETY: the page is mapped until the value is dropped, and registered once: each rank has its own.
+        unsafe {
+            device.driver.mem_host_register(host, PAGE, driver::HOST_PORTABLE_MAPPED).and_then(|()| {
+                let found = device.driver.mem_host_get_device_pointer(&mut address, host, 0);
+                found.inspect_err(|_| drop(device.driver.mem_host_unregister(host)))
+            })
+        }
+        .map_err(|error| error.during(format_args!("host memory for {device}")))?;
+        Ok(Page { device, mapping, rank, address })
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.device.enter() else { return };
+        let host = self.mapping.at(self.rank as usize * PAGE, PAGE).as_ptr().cast();
+        // SAFETY: it was registered, and no kernel uses it any more (see `memory::park`).
+        let _ = unsafe { self.device.driver.mem_host_unregister(host) };
+    }
+}
+
+/// A part of a call that is launched at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    /// Where it begins, in a buffer or in each rank's part.
+    offset: u64,
+    bytes: u64,
+    /// What the blocks of a rank share out among themselves.
+    vectors: u64,
+    /// What a block can take of it.
+    per_block: u64,
+}
+
+/// The pieces of a call: as large as the memory allows, the last one what is left. One piece for a call of nothing.
+fn pieces(layout: &Layout, call: &Descriptor, way: Way, two_shot: bool) -> impl Iterator<Item = Piece> {
+    let world = u64::from(layout.world);
+    let (slot, stage) = (u64::from(layout.push_vectors), u64::from(layout.stage_vectors));
+    let per_block = match (way, two_shot) {
+        (Way::Push, false) => slot,
+        (Way::Push, true) => slot / 2,
+        (Way::Pull, false) if call.collective != Collective::ReduceScatter => stage,
+        (Way::Pull, _) => stage / world,
+    };
+    let shares = if two_shot { world } else { 1 };
+    let most = (per_block * u64::from(layout.blocks) * shares * VECTOR).max(VECTOR);
+    let total = call.bytes() as u64;
+    let count = total.div_ceil(most).max(1);
+    (0..count).map(move |index| {
+        let offset = index * most;
+        let bytes = most.min(total - offset);
+        let vectors = bytes.div_ceil(VECTOR).max(1).div_ceil(shares);
+        Piece { offset, bytes, vectors, per_block: per_block.max(1) }
+    })
+}
+
+/// The operation as the kernels have it.
+fn operation(call: &Descriptor) -> u32 {
+    let unsigned = matches!(call.dtype, DType::Uint8 | DType::Uint32 | DType::Uint64);
+    call.op as u32 | if unsigned { UNSIGNED } else { 0 }
+}
+
+/// A group of one rank: its contribution is the result.
+pub(super) fn copy(lane: &Lane, admitted: &mut Admitted, call: &Call) -> Result<()> {
+    let Some(pattern) = Pattern::new(&call.descriptor, 0, 1) else { return Ok(()) };
+    let bytes = pattern.send_bytes(0).min(pattern.recv_bytes(1));
+    if bytes == 0 || std::ptr::eq(call.send, call.recv) {
+        return Ok(());
+    }
+    // SAFETY: both buffers are the caller's and as long as the call says.
+    lane.call(admitted, |driver| unsafe { driver.memcpy_async(call.recv as u64, call.send as u64, bytes, call.stream) })
+        .map_err(|error| error.during(format_args!("a copy on {}", lane.device)))
+}
+
+const _: () = assert!(MAX_THREADS >= MAX_WORLD as u32);

@@ -1,0 +1,228 @@
+//! Elements on their way between a tensor's memory and a buffer, or between two tensors: strides, casts and copies in
+//! one pass.
+//!
+//! What lies in runs of some length is converted where it is; what is scattered passes through a tile that stays in the
+//! nearest cache. Nothing here knows a plan.
+
+use std::mem::MaybeUninit;
+
+use super::super::cursor::Cursor;
+use crate::{communicator::reduce, dtype::DType};
+
+/// Elements of a tile: at most 4 KiB.
+const TILE: usize = 512;
+/// Runs of so many elements are worth a conversion of their own.
+const LONG: usize = 64;
+
+/// Room for a tile of any type.
+struct Tile([MaybeUninit<u64>; TILE]);
+
+impl Tile {
+    fn new() -> Tile {
+        Tile([MaybeUninit::uninit(); TILE])
+    }
+
+    fn start(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// What a cursor goes through: the elements of one side.
+pub(super) struct Elements<'a> {
+    pub(super) cursor: &'a mut Cursor,
+    /// The view's base address.
+    pub(super) memory: *mut u8,
+    pub(super) dtype: DType,
+}
+
+impl Elements<'_> {
+    /// Where the next elements are and how many of them lie one behind the other.
+    fn run(&self) -> (*mut u8, usize) {
+        let (offset, bytes) = self.cursor.run().unwrap_or((0, 0));
+        (self.memory.wrapping_offset(offset as isize), bytes / self.dtype.size())
+    }
+}
+
+/// Puts `count` elements into a buffer, as elements of `wire`.
+///
+/// # Safety
+/// So many are left, readable in the view's memory; the buffer is writable and apart.
+pub(super) unsafe fn pack(from: Elements<'_>, wire: DType, mut buffer: *mut u8, mut count: usize) {
+    let (dtype, size) = (from.dtype, from.dtype.size());
+    if dtype == wire {
+        // SAFETY: the caller's promises.
+        return unsafe { from.cursor.read(from.memory, buffer, count * size) };
+    }
+    let mut tile = Tile::new();
+    while count > 0 {
+        let (place, run) = from.run();
+        let mut step = run.min(count);
+        // SAFETY: `step` elements are left and fit the tile, or lie at `place`; the buffer has room for all.
+        unsafe {
+            if run >= LONG.min(count) {
+                reduce::convert(dtype, wire, place, buffer, step);
+                from.cursor.advance(step * size);
+            } else {
+                step = TILE.min(count);
+                from.cursor.read(from.memory, tile.start(), step * size);
+                reduce::convert(dtype, wire, tile.start(), buffer, step);
+            }
+            buffer = buffer.add(step * wire.size());
+        }
+        count -= step;
+    }
+}
+
+/// Puts `count` elements of `wire` from a buffer where they belong.
+///
+/// # Safety
+/// So many are left, writable in the view's memory; the buffer is readable and apart.
+pub(super) unsafe fn unpack(to: Elements<'_>, wire: DType, mut buffer: *const u8, mut count: usize) {
+    let (dtype, size) = (to.dtype, to.dtype.size());
+    if dtype == wire {
+        // SAFETY: the caller's promises.
+        return unsafe { to.cursor.write(to.memory, buffer, count * size) };
+    }
+    let mut tile = Tile::new();
+    while count > 0 {
+        let (place, run) = to.run();
+        let mut step = run.min(count);
+        // SAFETY: as in `pack`, the other way.
+        unsafe {
+            if run >= LONG.min(count) {
+                reduce::convert(wire, dtype, buffer, place, step);
+                to.cursor.advance(step * size);
+            } else {
+                step = TILE.min(count);
+                reduce::convert(wire, dtype, buffer, tile.start(), step);
+                to.cursor.write(to.memory, tile.start(), step * size);
+            }
+            buffer = buffer.add(step * wire.size());
+        }
+        count -= step;
+    }
+}
+
+/// Copies `count` elements from one tensor to another, as elements of `wire` in between.
+///
+/// # Safety
+/// So many are left on both sides, readable and writable there, and apart.
+pub(super) unsafe fn relay(from: Elements<'_>, wire: DType, to: Elements<'_>, mut count: usize) {
+    let (size, to_size) = (from.dtype.size(), to.dtype.size());
+    let (mut first, mut second, mut third) = (Tile::new(), Tile::new(), Tile::new());
+    while count > 0 {
+        let (place, run) = from.run();
+        let (goal, room) = to.run();
+        if from.dtype == wire && wire == to.dtype && run.min(room) >= LONG {
+            let step = run.min(room).min(count);
+            // SAFETY: `step` elements lie at both places.
+            unsafe { place.copy_to_nonoverlapping(goal, step * size) };
+            from.cursor.advance(step * size);
+            to.cursor.advance(step * size);
+            count -= step;
+            continue;
+        }
+        let step = TILE.min(count);
+        // SAFETY: `step` elements are left on both sides; a tile holds as many of any type.
+        unsafe {
+            let mut at: *const u8 = place;
+            if run >= step {
+                from.cursor.advance(step * size);
+            } else {
+                from.cursor.read(from.memory, first.start(), step * size);
+                at = first.start();
+            }
+            if from.dtype != wire {
+                reduce::convert(from.dtype, wire, at, second.start(), step);
+                at = second.start();
+            }
+            if wire != to.dtype {
+                reduce::convert(wire, to.dtype, at, third.start(), step);
+                at = third.start();
+            }
+            to.cursor.write(to.memory, at, step * to_size);
+        }
+        count -= step;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transfer::{Region, Side, View};
+
+    fn values(dtype: DType, count: usize) -> Vec<u8> {
+        let wide: Vec<u8> = (0..count).flat_map(|at| ((at % 120) as f32).to_le_bytes()).collect();
+        let mut narrow = vec![0; count * dtype.size()];
+        // SAFETY: both hold `count` elements.
+        unsafe { reduce::convert(DType::Float32, dtype, wide.as_ptr(), narrow.as_mut_ptr(), count) };
+        narrow
+    }
+
+    const TYPES: [DType; 4] = [DType::Float32, DType::Bfloat16, DType::Float64, DType::Float16];
+    /// Rows of 1, 3 and 700 elements; contiguous, padded and transposed.
+    const SHAPES: [(&[u64], Option<&[i64]>); 5] = [
+        (&[3000], None),
+        (&[40, 3], Some(&[4, 1])),
+        (&[5, 700], Some(&[701, 1])),
+        (&[60, 50], Some(&[1, 61])),
+        (&[], None),
+    ];
+
+    /// A view and memory for it, filled with `fill`; its base is where the view's span says.
+    fn place(extent: &[u64], strides: Option<&[i64]>, dtype: DType, fill: u8) -> (View, Vec<u8>) {
+        let region = Region { start: vec![0; extent.len()], extent: extent.to_vec() };
+        let view = View::new(region, dtype, Side::Target, strides).unwrap();
+        let bytes = vec![fill; view.span().end as usize];
+        (view, bytes)
+    }
+
+    #[test]
+    fn what_is_packed_and_unpacked_arrives_in_every_type_and_shape() {
+        for (extent, strides) in SHAPES {
+            let count = extent.iter().product::<u64>() as usize;
+            let start = vec![0; extent.len()];
+            for from in TYPES {
+                for wire in TYPES {
+                    for to in TYPES {
+                        let (source, mut memory) = place(extent, strides, from, 0);
+                        let mut cursor = source.cursor(&start, extent).unwrap();
+                        // SAFETY: the memory spans the view, the values as many elements.
+                        unsafe { cursor.write(memory.as_mut_ptr(), values(from, count).as_ptr(), count * from.size()) };
+                        let mut buffer = vec![0u8; count * wire.size()];
+                        let mut cursor = source.cursor(&start, extent).unwrap();
+                        let elements = Elements { cursor: &mut cursor, memory: memory.as_mut_ptr(), dtype: from };
+                        // SAFETY: as above.
+                        unsafe { pack(elements, wire, buffer.as_mut_ptr(), count) };
+                        assert_eq!(buffer, values(wire, count), "{extent:?}: {} as {}", from.name(), wire.name());
+
+                        let read = |view: &View, memory: &[u8]| {
+                            let mut found = vec![0u8; count * to.size()];
+                            let mut cursor = view.cursor(&start, extent).unwrap();
+                            // SAFETY: as above.
+                            unsafe { cursor.read(memory.as_ptr(), found.as_mut_ptr(), found.len()) };
+                            found
+                        };
+                        for (extent, strides) in [(extent, strides), (extent, None)] {
+                            let (target, mut arrived) = place(extent, strides, to, 0);
+                            let mut cursor = target.cursor(&start, extent).unwrap();
+                            let elements = Elements { cursor: &mut cursor, memory: arrived.as_mut_ptr(), dtype: to };
+                            // SAFETY: as above.
+                            unsafe { unpack(elements, wire, buffer.as_ptr(), count) };
+                            assert_eq!(read(&target, &arrived), values(to, count));
+
+                            let (target, mut arrived) = place(extent, strides, to, 0);
+                            let mut cursor = source.cursor(&start, extent).unwrap();
+                            let mut goal = target.cursor(&start, extent).unwrap();
+                            let left = Elements { cursor: &mut cursor, memory: memory.as_mut_ptr(), dtype: from };
+                            let right = Elements { cursor: &mut goal, memory: arrived.as_mut_ptr(), dtype: to };
+                            // SAFETY: as above.
+                            unsafe { relay(left, wire, right, count) };
+                            assert_eq!(read(&target, &arrived), values(to, count));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

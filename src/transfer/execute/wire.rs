@@ -1,0 +1,114 @@
+//! What execution needs of whoever carries bytes: a message to a rank, a message from a rank, and when it is over.
+//!
+//! Messages between two ranks are told apart by tags; two with one tag keep their order. Nothing waits but
+//! [`Wire::rest`], which ends in time.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    communicator::{Letter, Progress},
+    config::Timeout,
+    dtype::DType,
+    error::{Error, Result},
+    group::{Group, Request},
+};
+
+/// See the module.
+pub(super) trait Wire {
+    /// A message under way.
+    type Ticket;
+
+    /// Sends bytes to a rank.
+    ///
+    /// # Safety
+    /// Until the message is over, or was given up, the bytes are readable and nobody writes there.
+    unsafe fn send(&mut self, to: u32, tag: u32, memory: *const u8, bytes: u64) -> Result<Self::Ticket>;
+
+    /// Receives bytes from a rank, exactly so many.
+    ///
+    /// # Safety
+    /// Until the message is over, or was given up, the memory is writable and nobody else touches it.
+    unsafe fn receive(&mut self, from: u32, tag: u32, memory: *mut u8, bytes: u64) -> Result<Self::Ticket>;
+
+    /// Whether a message is over: its memory is the caller's again, and received bytes are there. It is over, too, if
+    /// this fails. Also goes on with whatever is under way.
+    fn is_over(&mut self, ticket: &mut Self::Ticket) -> Result<bool>;
+
+    /// Lets a message go: nothing touches its memory any more. One that is not over fails its group.
+    fn give_up(&mut self, ticket: &Self::Ticket);
+
+    /// Sleeps until something may have changed for the message, but no longer than `at_most`.
+    fn rest(&mut self, ticket: &Self::Ticket, at_most: Duration);
+}
+
+/// How long to sleep while another thread is inside a call of the group.
+const SHORT_NAP: Duration = Duration::from_micros(50);
+
+/// The messages of a group.
+pub(super) struct Post {
+    pub(super) group: Arc<Group>,
+    /// Which transfer of the group this is, so that several at once do not take each other's messages.
+    pub(super) number: u32,
+}
+
+/// A message of a group.
+pub(super) enum Ticket {
+    /// The group has it.
+    Posted(Arc<Request>),
+    /// Another thread was inside a call of the group, so it is tried again. Messages of a transfer need no order: none
+    /// has the peer, direction and tag of another.
+    Kept(Letter),
+}
+
+impl Post {
+    /// Tags of transfers are the lowest there are, out of the way of everybody else's.
+    fn tag(&self, tag: u32) -> i64 {
+        i64::MIN + (i64::from(self.number & 0x7fff_ffff) << 32 | i64::from(tag))
+    }
+
+    fn post(&self, letter: Letter) -> Result<Ticket> {
+        match self.group.post(letter, Timeout::Default) {
+            Ok(request) => Ok(Ticket::Posted(request)),
+            Err(Error::InvalidUsage(_)) => Ok(Ticket::Kept(letter)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Wire for Post {
+    type Ticket = Ticket;
+
+    unsafe fn send(&mut self, to: u32, tag: u32, memory: *const u8, bytes: u64) -> Result<Ticket> {
+        // SAFETY: the caller's promises.
+        self.post(unsafe { Letter::send(to, self.tag(tag), DType::Bytes, memory, bytes) })
+    }
+
+    unsafe fn receive(&mut self, from: u32, tag: u32, memory: *mut u8, bytes: u64) -> Result<Ticket> {
+        // SAFETY: the caller's promises.
+        self.post(unsafe { Letter::receive(from, self.tag(tag), DType::Bytes, memory, bytes) })
+    }
+
+    fn is_over(&mut self, ticket: &mut Ticket) -> Result<bool> {
+        if let Ticket::Kept(letter) = ticket {
+            *ticket = self.post(*letter)?;
+        }
+        match ticket {
+            Ticket::Posted(request) => Ok(request.test()? == Progress::Done),
+            Ticket::Kept(_) => Ok(false),
+        }
+    }
+
+    fn give_up(&mut self, ticket: &Ticket) {
+        if let Ticket::Posted(request) = ticket {
+            request.release();
+        }
+    }
+
+    fn rest(&mut self, ticket: &Ticket, at_most: Duration) {
+        match ticket {
+            // How it ended, `is_over` says.
+            Ticket::Posted(request) => drop(request.wait(Timeout::After(at_most))),
+            Ticket::Kept(_) => std::thread::sleep(at_most.min(SHORT_NAP)),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The stub of the driver: built once, and loaded by the child process in which a test runs.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use libloading::os::unix::{Library, RTLD_NOW, Symbol};
+
+/// No test may take longer.
+const WATCHDOG: Duration = Duration::from_secs(100);
+
+/// Whether the tests are to run on a card instead: where there are fewer than two, all ranks share the first.
+pub(crate) fn on_card() -> bool {
+    std::env::var_os("TUTTI_CUDA_CARD").is_some()
+}
+
+/// The device that a test means by a number.
+pub(crate) fn ordinal(number: i32) -> i32 {
+    if on_card() { 0 } else { number }
+}
+
+/// As [`on_stub`], for a promise that a card keeps too.
+pub(crate) fn on_stub_or_card(test: &str) -> bool {
+    on_card() || on_stub(test, &[])
+}
+
+/// Runs the rest of the calling test on the stub: `true` in the child process that has it. In the test's own process the
+/// child is run, with `variables`, and its failure is the test's.
+pub(crate) fn on_stub(test: &str, variables: &[(&str, &str)]) -> bool {
+    if on_card() {
+        // It asks something of the stub that no card answers.
+        return false;
+    }
+    if std::env::var_os("TUTTI_CUDA_LIBRARY").is_some() {
+        return true;
+    }
+    let mut command = this_test(test);
+    command.envs(variables.iter().copied());
+    let child = command.spawn().expect("the test starts itself");
+    finish(test, child);
+    false
+}
+
+/// This test, in a process of its own that has the stub.
+pub(crate) fn this_test(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("a test knows where it is"));
+    command.args(["--exact", test, "--nocapture"]).stdin(Stdio::null());
+    command.env("TUTTI_CUDA_PLAN", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda/plan.txt"));
+    if on_card() {
+        return command;
+    }
+    let folder = build();
+    command
+        .env("TUTTI_CUDA_LIBRARY", folder.join("libcuda.so.1"))
+        .env("TUTTI_PEER_CHECK", env!("CARGO_BIN_EXE_tutti-peer-check"))
+        .env("XDG_CACHE_HOME", folder.join(format!("cache-{}-{}", std::process::id(), next_number())));
+    command
+}
+
+/// A number for every child: none shall find the verdicts of another.
+fn next_number() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Waits for a child that must succeed.
+pub(crate) fn finish(test: &str, mut child: std::process::Child) {
+    let until = Instant::now() + WATCHDOG;
+    loop {
+        match child.try_wait().expect("a child can be waited for") {
+            Some(status) => return assert!(status.success(), "{test} on the stub: {status}"),
+            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{test} on the stub did not end within {} s", WATCHDOG.as_secs());
+            }
+        }
+    }
+}
+
+/// How often a function of the driver was called; `*`: all of them.
+pub(crate) fn calls(function: &str) -> u64 {
+    let name = std::ffi::CString::new(function).unwrap();
+    // SAFETY: the stub's function takes a text and returns a number.
+    unsafe {
+        let calls: Symbol<unsafe extern "C" fn(*const std::ffi::c_char) -> u64> = library().get(c"stub_calls").unwrap();
+        calls(name.as_ptr())
+    }
+}
+
+/// Lets the next call of a function of the driver return `code`.
+pub(crate) fn fail_next(function: &str, code: i32) {
+    let name = std::ffi::CString::new(function).unwrap();
+    // SAFETY: the stub's function takes a text and a number, and says whether it knows the name.
+    let known = unsafe {
+        let fail: Symbol<unsafe extern "C" fn(*const std::ffi::c_char, i32) -> i32> =
+            library().get(c"stub_fail").unwrap();
+        fail(name.as_ptr(), code)
+    };
+    assert_eq!(known, 1, "{function}");
+}
+
+/// The stub, as the library under test has loaded it.
+pub(crate) fn library() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let path = std::env::var_os("TUTTI_CUDA_LIBRARY").unwrap_or_else(|| "libcuda.so.1".into());
+        // SAFETY: the stub has no constructors beyond those of its counters.
+        unsafe { Library::open(Some(path), RTLD_NOW) }.expect("the stub can be loaded")
+    })
+}
+
+/// The folder with the stub and its plan; compiled if it is older than its sources. Several processes may ask at once.
+fn build() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stub");
+        std::fs::create_dir_all(&folder).expect("a folder for the stub");
+        let lock = File::create(folder.join("lock")).expect("a lock");
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock is taken");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (kernels, cpu) = (root.join("src/cuda/kernels"), root.join("tests/kernels/cpu"));
+        let mut sources: Vec<PathBuf> = ["float32", "float16", "bfloat16", "integers", "movement"]
+            .map(|one| kernels.join(format!("{one}.cu")))
+            .into();
+        sources.extend([cpu.join("machine.cpp"), cpu.join("fibers.cpp"), root.join("tests/cuda/stub/driver.cpp")]);
+        let stub = folder.join("libcuda.so.1");
+        let newest =
+            [&kernels, &cpu, &root.join("tests/cuda/stub")].into_iter().filter_map(|folder| newest_in(folder)).max();
+        if modified(&stub).zip(newest).is_some_and(|(stub, newest)| stub > newest) {
+            return folder;
+        }
+        let compiled: Vec<_> = sources
+            .iter()
+            .map(|source| {
+                let object = folder.join(source.file_name().unwrap()).with_extension("o");
+                let child = Command::new("g++")
+                    .args(["-std=c++17", "-O1", "-fPIC", "-w", "-DTUTTI_ON_CPU", "-x", "c++", "-c"])
+                    .args([format!("-I{}", kernels.display()), format!("-I{}", cpu.display())])
+                    .arg(source)
+                    .arg("-o")
+                    .arg(&object)
+                    .spawn()
+                    .expect("g++ compiles the stub (install g++)");
+                (object, child)
+            })
+            .collect();
+        let mut link = Command::new("g++");
+        link.args(["-shared", "-pthread", "-ldl", "-o"]).arg(folder.join("new"));
+        for (object, mut child) in compiled {
+            assert!(child.wait().expect("g++ ends").success(), "g++ compiles {}", object.display());
+            link.arg(object);
+        }
+        assert!(link.status().expect("g++ links the stub").success());
+        std::fs::rename(folder.join("new"), &stub).expect("the stub is put in its place");
+        folder
+    })
+}
+
+fn newest_in(folder: &Path) -> Option<std::time::SystemTime> {
+    std::fs::read_dir(folder).ok()?.filter_map(|entry| modified(&entry.ok()?.path())).max()
+}
+
+fn modified(path: &Path) -> Option<std::time::SystemTime> {
+    path.metadata().and_then(|metadata| metadata.modified()).ok()
+}
