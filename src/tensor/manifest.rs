@@ -377,7 +377,7 @@ mod tests {
                     let window = manifest.window(&manifest.records[0]);
                     assert!(
                         window.start == next
-                            && window.len() % 4 == 0
+                            && window.len().is_multiple_of(4)
                             && window.len() <= manifest.run(&manifest.records[0])
                     );
                     next = window.end;

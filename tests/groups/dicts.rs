@@ -315,12 +315,7 @@ fn slices_that_the_receivers_cannot_gather_are_refused_and_the_message_is_not_lo
         if pp.rank() == 0 {
             let dict = Dict::start_send(&pp, std::slice::from_ref(&sent.view), false, options(1, Some(tp))).unwrap();
             // The receivers never fetch it; they say so by aborting, when they give it up.
-            let error = loop {
-                match dict.wait(Timeout::Default) {
-                    Ok(_) => break None,
-                    Err(error) => break Some(error),
-                }
-            };
+            let error = dict.wait(Timeout::Default).err();
             assert!(error.is_none_or(|error| matches!(error.status(), Status::Aborted | Status::PeerLost)));
             return;
         }
