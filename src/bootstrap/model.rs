@@ -38,7 +38,7 @@ pub(crate) fn members(size: u32) -> Vec<Arc<Members>> {
         let peers = (0..size).map(|_| Peer { facts: facts.clone(), link: None, pidfd: None }).collect();
         let endpoint = Arc::new(Endpoint::new(Mesh { rank, uid: 1, peers }));
         let board = Board::new(mapping.clone(), true, size, Fences::Even);
-        Members::new("model".into(), 8, (0..size).collect(), endpoint, (board, None)).unwrap()
+        Members::new("model".into(), 8, (0..size).collect(), endpoint, (board, None), None).unwrap()
     };
     (0..size).map(one).collect()
 }

@@ -156,7 +156,7 @@ fn model_two_shots_hand_over_every_slice() {
             for sequence in 1..=3 {
                 let mut data: Vec<u64> = (0..count).map(|i| element(sequence, rank, i)).collect();
                 let what = descriptor(Collective::AllReduce, count);
-                let call = Call { descriptor: what, send: data.as_ptr().cast(), recv: data.as_mut_ptr().cast() };
+                let call = Call::new(what, data.as_ptr().cast(), data.as_mut_ptr().cast());
                 let base = if *bug == "steps not counted" { 0 } else { 2 * (sequence - 1) };
                 let mut two_shot = TwoShot::begin(&call, members.clone(), base);
                 // SAFETY: in sequence; there is no payload.
@@ -198,11 +198,7 @@ fn model_pulled_memory_is_let_go_before_it_is_written_again() {
                 all_reduce(members, communication, sequence, way, data, COUNT as u64);
                 if *bug == "writing while others read" && sequence == 1 {
                     // The other rank may still be in the call whose header this one has not posted yet: the next one.
-                    let call = Call {
-                        descriptor: descriptor(Collective::AllReduce, COUNT as u64),
-                        send: data.cast(),
-                        recv: data.cast(),
-                    };
+                    let call = Call::new(descriptor(Collective::AllReduce, COUNT as u64), data.cast(), data.cast());
                     let _ = communication.start(&call, 2, way);
                     writes(data);
                     return;
