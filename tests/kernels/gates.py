@@ -299,6 +299,13 @@ def harness(folder: pathlib.Path, lanes: str, seed: int, test: str = "", **envir
 def check_run(folder: pathlib.Path, lanes: str, seed: int):
     done = harness(folder, lanes, seed)
     tests = len(re.findall(r"^ok ", done.stdout, re.M))
+    late = re.findall(r"^FAILED (\w+)", done.stdout, re.M)
+    # Threads meet deadlines only as far as the machine lets them run, so promises about those are tried again, alone.
+    # What a sanitizer reported is not.
+    if lanes == "threads" and done.returncode == 1 and late and "Sanitizer" not in done.stdout:
+        done = next((again for again in (harness(folder, lanes, seed + 1, test) for test in late) if again.returncode != 0), None)
+        if done is None:
+            return f"{tests + len(late)} promises, {', '.join(late)} at the second try"
     if done.returncode != 0:
         raise Failed(f"ended with {done.returncode}:\n{done.stdout[-4000:]}")
     return f"{tests} promises"
