@@ -1200,7 +1200,7 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_group_sync(tutti_group_t *group, i
 ///
 /// communicator: its name, as tutti_explain prints it. Collective: every rank must ask for the same. The plan
 /// changes on every rank between the same two calls, or on none. What no other communicator can serve is then
-/// TUTTI_UNSUPPORTED.
+/// TUTTI_UNSUPPORTED. No send or receive may be under way: its two sides could be carried by different communicators.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (no communicator of that name in this group, enabled is neither 0
 /// nor 1); TUTTI_INVALID_USAGE (forked process, a batch is open, or another thread is inside a call of the group);
@@ -1963,8 +1963,8 @@ tutti_status_t tutti_queue_destroy(tutti_queue_t *queue);
 /// (several hosts) it is ordinary memory. No flag needs to be passed with calls; ranks find out in each.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE; TUTTI_MISMATCH (other bytes on another rank);
-/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves
-/// the group alive; *memory is NULL then.
+/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_UNSUPPORTED (a CUDA group; not served in this version); TUTTI_TIMEOUT,
+/// TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves the group alive; *memory is NULL then.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_mem_alloc(tutti_group_t *group,

@@ -269,7 +269,7 @@ pub unsafe extern "C" fn tutti_group_sync(group: *mut tutti_group_t, timeout_ms:
 ///
 /// communicator: its name, as tutti_explain prints it. Collective: every rank must ask for the same. The plan
 /// changes on every rank between the same two calls, or on none. What no other communicator can serve is then
-/// TUTTI_UNSUPPORTED.
+/// TUTTI_UNSUPPORTED. No send or receive may be under way: its two sides could be carried by different communicators.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (no communicator of that name in this group, enabled is neither 0
 /// nor 1); TUTTI_INVALID_USAGE (forked process, a batch is open, or another thread is inside a call of the group);

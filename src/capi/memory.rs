@@ -19,8 +19,8 @@ use crate::group::free_memory;
 /// (several hosts) it is ordinary memory. No flag needs to be passed with calls; ranks find out in each.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE; TUTTI_MISMATCH (other bytes on another rank);
-/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves
-/// the group alive; *memory is NULL then.
+/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_UNSUPPORTED (a CUDA group; not served in this version); TUTTI_TIMEOUT,
+/// TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves the group alive; *memory is NULL then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_mem_alloc(
