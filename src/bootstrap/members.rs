@@ -296,6 +296,11 @@ impl Members {
         self.board.failure()
     }
 
+    /// The group's first failure, if that is an abort.
+    pub fn abortion(&self) -> Option<Failure> {
+        self.failure().filter(|failure| failure.status == Status::Aborted)
+    }
+
     /// An error if the group has failed or its handle was destroyed: one load each, for every look at the world.
     #[inline]
     pub fn check(&self) -> Result<()> {

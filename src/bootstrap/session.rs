@@ -44,7 +44,7 @@ pub struct Session {
     finished: bool,
     /// The group in which the session takes place, whose members may leave it.
     parent: Option<Arc<Members>>,
-    /// Whether an abort of the parent ends the session: it was not yet aborted when the session began.
+    /// Whether an abort of the parent ends the session, as it does unless the parent was aborted before.
     abortable: bool,
 }
 
@@ -77,8 +77,15 @@ impl Session {
     /// The same session, in which a rank that has left `parent` is not waited for, and which ends when `parent` is
     /// aborted. No other failure of `parent` ends it, since that is how its survivors go on.
     pub fn within(mut self, parent: Arc<Members>) -> Self {
-        self.abortable = aborted(&parent).is_none();
+        self.abortable = true;
         self.parent = Some(parent);
+        self
+    }
+
+    /// The same session, begun by a rank that knew its parent to be aborted, or not (`aborted`): an abort ends what was
+    /// asked for before it, and nothing that was asked for after it.
+    pub fn asked_for(mut self, aborted: bool) -> Self {
+        self.abortable = !aborted;
         self
     }
 
@@ -168,7 +175,7 @@ impl Session {
                     Error::failed(Status::PeerLost, Some(index as u32), text)
                 }));
             }
-            if let Some(failure) = self.parent.as_deref().filter(|_| self.abortable).and_then(aborted) {
+            if let Some(failure) = self.parent.as_deref().filter(|_| self.abortable).and_then(Members::abortion) {
                 return Poll::Ready(Err(failure.into()));
             }
             if self.is_late() {
@@ -260,11 +267,6 @@ fn told_by(peer: u32, body: &[u8]) -> Error {
         text => format!("rank {peer} of the world says: {text}"),
     };
     Error::failed(failure.status, failure.rank, text)
-}
-
-/// The abort of a group, if it was aborted.
-fn aborted(group: &Members) -> Option<Failure> {
-    group.failure().filter(|failure| failure.status == Status::Aborted)
 }
 
 /// Runs a future of this crate to its end on this thread, which meanwhile goes on with `work`.

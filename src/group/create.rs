@@ -99,16 +99,17 @@ pub(super) fn world_local(size: u32, devices: Option<&[i32]>, options: WorldOpti
     groups.into_iter().flatten().collect()
 }
 
-/// The group of `ranks` of `parent`, this one among them.
+/// The group of `ranks` of `parent`, this one among them; `aborted` says whether the parent was when this was asked for.
 pub(super) async fn from_list(
     parent: Arc<Members>,
     ranks: Vec<u32>,
+    aborted: bool,
     options: GroupOptions,
     policy: Policy,
     deliver: Deliver,
 ) -> Result<Outcome> {
     let deadline = options.timeout.deadline();
-    let group = of_list(&parent, &ranks, options, policy, deadline).await?;
+    let group = of_list(&parent, &ranks, aborted, options, policy, deadline).await?;
     deliver(Some(group));
     Ok(Outcome::Nothing)
 }
@@ -116,12 +117,13 @@ pub(super) async fn from_list(
 async fn of_list(
     parent: &Arc<Members>,
     ranks: &[u32],
+    aborted: bool,
     mut options: GroupOptions,
     policy: Policy,
     deadline: Option<Instant>,
 ) -> Result<Arc<Group>> {
     let name = options.name.take().unwrap_or_else(|| default_name(parent, ranks));
-    let session = parent.session_of(ranks, deadline, format!("creation of group {name:?}"));
+    let session = parent.session_of(ranks, deadline, format!("creation of group {name:?}")).asked_for(aborted);
     options.name = Some(name);
     let world_ranks = ranks.iter().map(|rank| parent.world_rank(*rank)).collect();
     let endpoint = parent.endpoint().clone();
@@ -164,7 +166,7 @@ pub(super) async fn by_color(
     }
     ranks.sort_unstable();
     let ranks = ranks.into_iter().map(|(_, rank)| rank).collect();
-    from_list(parent, ranks, options, policy, deliver).await
+    from_list(parent, ranks, false, options, policy, deliver).await
 }
 
 /// The groups of these kinds that this rank of `parent` has in a layout; their names begin with `options.name`.
@@ -260,7 +262,7 @@ async fn some_of_layout(
         };
         let name = Some(format!("{prefix}{}:{}", kind.name(), membership.index));
         let options = GroupOptions { name, ..options.clone() };
-        let made = of_list(parent, membership.ranks, options, policy.clone(), deadline).await;
+        let made = of_list(parent, membership.ranks, false, options, policy.clone(), deadline).await;
         groups.push((*kind, made.map_err(|error| in_parent(error, membership.ranks))?));
     }
     Ok(groups)

@@ -99,7 +99,8 @@ impl Group {
             return Ok(());
         }
         let policy = batch::checked(what(), create::policy(&options))?;
-        let task = create::from_list(self.members.clone(), ranks.to_vec(), self.inherit(options), policy, deliver);
+        let (parent, aborted) = (self.members.clone(), self.members.abortion().is_some());
+        let task = create::from_list(parent, ranks.to_vec(), aborted, self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
     }
 

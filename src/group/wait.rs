@@ -41,8 +41,22 @@ const DEADLINE_TURNS: u64 = 64;
 
 thread_local! {
     /// Groups in which this thread has started operations that may not be over. The operations' requests keep them.
-    /// Without a destructor, so that handlers of `exit` may still wait.
+    /// Without a destructor, so that handlers of `exit` may still wait; what is left of it when its thread ends is
+    /// [`Remains`]'.
     static STARTED: RefCell<ManuallyDrop<Vec<Weak<Group>>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
+    static REMAINS: Remains = const { Remains };
+}
+
+/// Frees what a thread that ends has started and never waited for.
+struct Remains;
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        // The first thread ends with the process, whose handlers of `exit` come after this.
+        if rustix::thread::gettid() != rustix::process::getpid() {
+            drop(with_started(std::mem::take));
+        }
+    }
 }
 
 /// What to do before the next look.
@@ -198,6 +212,8 @@ pub(super) fn started(group: &Arc<Group>) {
             groups.push(Arc::downgrade(group));
         }
     });
+    // The first use of a value with a destructor is what has it run; a thread at its end needs none.
+    let _ = REMAINS.try_with(|_| ());
 }
 
 /// Goes on with everything this thread has started; says whether anything is left of it.
