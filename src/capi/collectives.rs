@@ -454,10 +454,10 @@ pub unsafe extern "C" fn tutti_explain(
 /// What every short function does: parses the call and makes it.
 #[inline(always)]
 fn run(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
-    let arguments = &arguments;
     guard_batched(name, || {
         let group = GROUPS.pin(group)?;
-        group.run(arguments.parse_for(&group)?, Timeout::Default)
+        let call = arguments.parse_for(&group)?;
+        group.run(call, Timeout::Default)
     })
 }
 

@@ -19,16 +19,19 @@ use crate::{
 };
 
 /// Runs the body of the C function `name`; `SUCCESS` if it returns.
+#[inline(always)]
 pub(super) fn guard(name: &'static str, body: impl FnOnce() -> Result<()>) -> tutti_status_t {
     answer(name, || body().map(|()| Status::Success))
 }
 
 /// As [`guard`], for a call that may stand in a batch: its error cancels the batch that is open in this thread.
+#[inline(always)]
 pub(super) fn guard_batched(name: &'static str, body: impl FnOnce() -> Result<()>) -> tutti_status_t {
     guard(name, || body().inspect_err(|error| batch::refuse(name, error)))
 }
 
 /// Runs the body of the C function `name`, which says itself what to return.
+#[inline(always)]
 pub(super) fn answer(name: &'static str, body: impl FnOnce() -> Result<Status>) -> tutti_status_t {
     silence_panics();
     let outer = GUARDED.replace(true);

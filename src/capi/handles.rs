@@ -98,6 +98,7 @@ impl<T: Entry> Table<T> {
     }
 
     /// The value behind a handle, held until the pin is dropped.
+    #[inline(always)]
     pub(super) fn pin(&'static self, handle: *const T::Handle) -> Result<Pin<T>> {
         let token = Token::parse::<T>(handle)?;
         let slot = self.slot(token.index).ok_or_else(unknown::<T>)?;
@@ -143,6 +144,7 @@ impl<T: Entry> Table<T> {
         free.untouched - free.vacant.len() as u32
     }
 
+    #[inline]
     fn slot(&'static self, index: u32) -> Option<&'static Slot<T>> {
         let (chunk, offset) = locate(index);
         let slots = NonNull::new(self.chunks.get(chunk)?.load(Ordering::Acquire))?;
@@ -271,6 +273,7 @@ const CHUNKS: usize = 15;
 const SLOTS: u32 = (FIRST_CHUNK as u32) * ((1 << CHUNKS) - 1);
 
 /// The chunk of a slot, and where in it.
+#[inline]
 fn locate(index: u32) -> (usize, usize) {
     let shifted = index as usize + FIRST_CHUNK;
     let chunk = (shifted.ilog2() - FIRST_CHUNK.ilog2()) as usize;
@@ -320,6 +323,7 @@ const INDEX_SHIFT: u32 = 3;
 const _: () = assert!(SLOTS < 1 << INDEX_BITS && INDEX_SHIFT + INDEX_BITS == 24);
 
 impl Token {
+    #[inline]
     fn parse<T: Entry>(handle: *const T::Handle) -> Result<Self> {
         let bits = handle.addr() as u64;
         if bits == 0 {

@@ -157,9 +157,9 @@ impl Core {
 
     /// Begins a blocking call, of a core that is in none. `Some` if it is over already.
     #[inline]
-    pub(super) fn begin(&mut self, call: Call, timeout: Timeout) -> Option<Result<()>> {
+    pub(super) fn begin(&mut self, call: &Call, timeout: Timeout) -> Option<Result<()>> {
         debug_assert!(!self.is_in_call());
-        self.start(&call, timeout, None).err()
+        self.start(call, timeout, None).err()
     }
 
     /// Begins a letter of the blocking call; all of it that is under way is over if this fails.

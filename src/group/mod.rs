@@ -23,6 +23,7 @@ mod request;
 mod wait;
 
 use std::{
+    borrow::Borrow,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -261,17 +262,18 @@ impl Group {
 
     /// Makes a call and waits for it; in a batch, writes it down.
     #[inline]
-    pub fn run(self: &Arc<Self>, call: Call, timeout: Timeout) -> Result<()> {
+    pub fn run(self: &Arc<Self>, call: impl Borrow<Call>, timeout: Timeout) -> Result<()> {
+        let call = call.borrow(); // most calls are over at their first look, and then were never copied
         let timeout = timeout.or(self.options.timeout);
         if batch::is_open() {
-            batch::checked(call.descriptor, self.refuse_call(&call))?;
-            batch::push(self, Work::Call(call, timeout));
+            batch::checked(call.descriptor, self.refuse_call(call))?;
+            batch::push(self, Work::Call(*call, timeout));
             return Ok(());
         }
         let mut core = self.enter()?;
         if core.is_in_call() {
             let _occupied = self.occupy();
-            let ticket = core.enqueue(Work::Call(call, timeout));
+            let ticket = core.enqueue(Work::Call(*call, timeout));
             drop(core);
             return wait::for_tickets(&[(self.clone(), ticket)], Timeout::Never).unwrap_or(Ok(()));
         }

@@ -2,40 +2,72 @@
 //!
 //! A line that a peer has read must be taken from its cache before it can be written, and one that was written
 //! lies in this core's cache, from where the peer must fetch it. Streaming stores (past the cache) spare the first, and
-//! on some processors make the second faster; on others they cost more than they spare once they fill the few
-//! buffers they pass through. So whether to stream is a matter of the processor and the length. Each rank decides alone how
-//! it writes: what the peers see is the same bytes. What follows for the plan ([`Store::lines_up_to`]) is the same on all
-//! ranks, which share one host.
+//! between some cores make the second faster; between others they cost more than they spare once they fill the few
+//! buffers they pass through. So whether to stream is a matter of the two cores and the length, and is tried out when a
+//! group is made (see [`super::trial`]). Where nothing could be tried, the processor's name decides:
 //!
 //! | processor            | streamed        | why (measured between two cores of one guest) |
 //! |----------------------|-----------------|-----------------------------------------------|
-//! | AMD (Zen 3)          | from 512 B      | plain stores into lines the peer has read: 4 GB/s; streamed: 20 GB/s; fetched at 12 and 14 GB/s |
-//! | Intel (Skylake-SP)   | 1 to 16 KiB     | lines written plainly are fetched at 7 GB/s, streamed ones at 13; above 16 KiB the stores' 6 GB/s are the limit |
+//! | AMD (Zen 3)          | all classes     | plain stores into lines the peer has read: 4 GB/s; streamed: 20 GB/s; fetched at 12 and 14 GB/s |
+//! | Intel (Skylake-SP)   | to 24 KiB       | lines written plainly are fetched at 7 GB/s, streamed ones at 13; above 16 KiB the stores' 6 GB/s are the limit |
 //! | others               | never           | not measured                                  |
 //!
-//! The row of AMD holds for two cores that hand a line over in some 280 ns. Two that do so in 66 ns, as neighbours in one
-//! cache do, lose by streaming (a slot of 1 KiB takes 1.25 us there), so a measurement when the group is made would choose
-//! better than the processor's name does.
+//! What the peers see is the same bytes either way.
 
-use std::ops::RangeInclusive;
+use super::trial::Outcome;
 
-/// Which lengths this processor had better stream.
-#[derive(Clone, Debug)]
+/// Lengths of copies that behave alike.
+pub(super) struct Class {
+    /// The longest, in bytes; the next class begins above.
+    up_to: usize,
+    /// The one that is tried out for all.
+    pub(super) tried: usize,
+}
+
+/// The classes, in order. Their bounds are halfway, in powers of two, between what is tried.
+pub(super) const CLASSES: [Class; 3] = [
+    Class { up_to: 3 * 1024, tried: 1024 },
+    Class { up_to: 24 * 1024, tried: 8 * 1024 },
+    Class { up_to: usize::MAX, tried: 32 * 1024 },
+];
+/// Below, the drain after a streamed copy costs more than the copy.
+const SHORTEST: usize = 512;
+
+/// Which lengths are streamed.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Store {
-    streamed: RangeInclusive<usize>,
+    /// By class.
+    streamed: [bool; CLASSES.len()],
 }
 
 impl Store {
-    /// What suits the processor that the calling thread runs on.
+    /// Streams nothing.
+    pub(super) const PLAIN: Store = Store { streamed: [false; CLASSES.len()] };
+    /// Streams whatever is not too short.
+    pub(super) const STREAMING: Store = Store { streamed: [true; CLASSES.len()] };
+
+    /// What suits most processors of the kind that the calling thread runs on.
     pub(super) fn detect() -> Self {
-        Store { streamed: streamed() }
+        by_name()
     }
 
-    /// The largest contribution, of at most `most` bytes, that goes in flagged lines rather than in a slot: written
-    /// line by line they are fetched as they come, but cannot be streamed.
-    pub(super) fn lines_up_to(&self, most: usize) -> usize {
-        // Streamed slots win from twice the length on from which a processor streams.
-        if self.streamed.is_empty() { most } else { most.min(*self.streamed.start()) }
+    /// What the trial found best.
+    pub(super) fn tried(outcome: &Outcome) -> Self {
+        let mut streamed = [false; CLASSES.len()];
+        streamed.iter_mut().enumerate().for_each(|(class, streamed)| *streamed = outcome.streams(class));
+        Store { streamed }
+    }
+
+    /// Whether a copy of this length is streamed.
+    #[inline]
+    pub(super) fn streams(&self, length: usize) -> bool {
+        let [short, middle, long] = self.streamed;
+        length >= SHORTEST
+            && match length {
+                _ if length <= CLASSES[0].up_to => short,
+                _ if length <= CLASSES[1].up_to => middle,
+                _ => long,
+            }
     }
 
     /// Copies `length` bytes to where a peer will read them. Whoever publishes them with a release store afterwards
@@ -46,7 +78,7 @@ impl Store {
     #[inline]
     pub(super) unsafe fn copy(&self, from: *const u8, to: *mut u8, length: usize) {
         #[cfg(all(target_arch = "x86_64", not(loom)))]
-        if self.streamed.contains(&length) {
+        if self.streams(length) {
             // SAFETY: passed on.
             return unsafe { stream(from, to, length) };
         }
@@ -56,21 +88,19 @@ impl Store {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[allow(clippy::reversed_empty_ranges, reason = "an empty range is what \"never\" is")]
-fn streamed() -> RangeInclusive<usize> {
+fn by_name() -> Store {
     let cpuid = std::arch::x86_64::__cpuid(0);
     let vendor: Vec<u8> = [cpuid.ebx, cpuid.edx, cpuid.ecx].into_iter().flat_map(u32::to_le_bytes).collect();
     match vendor.as_slice() {
-        b"AuthenticAMD" => 512..=usize::MAX,
-        b"GenuineIntel" => 1024..=16 * 1024,
-        _ => 1..=0,
+        b"AuthenticAMD" => Store::STREAMING,
+        b"GenuineIntel" => Store { streamed: [true, true, false] },
+        _ => Store::PLAIN,
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-#[allow(clippy::reversed_empty_ranges, reason = "an empty range is what \"never\" is")]
-fn streamed() -> RangeInclusive<usize> {
-    1..=0
+fn by_name() -> Store {
+    Store::PLAIN
 }
 
 /// # Safety
@@ -108,7 +138,7 @@ mod tests {
     #[test]
     fn every_length_and_alignment_arrives_whole_and_nothing_else_is_touched() {
         let from: Vec<u8> = (0..4096_u32).map(|i| (i * 31 + 7) as u8).collect();
-        for store in [Store::detect(), Store { streamed: 0..=usize::MAX }] {
+        for store in [Store::PLAIN, Store::STREAMING] {
             for (skew, length) in (0..70).flat_map(|skew| [0, 1, 15, 63, 64, 65, 511, 512, 2048].map(|l| (skew, l))) {
                 let mut to = vec![0xa5_u8; 4096];
                 // SAFETY: 70 + 2048 bytes lie in both.

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Communication, LINE, LINES, PULL, SLOT, Segment, TWO_SHOT, post, two_shot::TwoShot};
+use super::{Communication, LINE, LINES, PULL, SLOT, Segment, Store, TWO_SHOT, post, two_shot::TwoShot};
 use crate::{
     bootstrap::{
         Members,
@@ -18,7 +18,7 @@ use crate::{
     dtype::{Collective, DType, Op},
     sync::{
         model::{Model, prove, watch},
-        reads, writes,
+        reads, spin_until, writes,
     },
 };
 
@@ -100,13 +100,35 @@ fn model_three_ranks_meet_as_two_do() {
     small_calls::<3, SLOT, 1>("model_three_ranks_meet_as_two_do", 1);
 }
 
+#[test]
+fn model_two_rounds_of_the_trial_are_enough_for_each_other() {
+    let test = (module_path!(), "model_two_rounds_of_the_trial_are_enough_for_each_other");
+    // Only the trial's own counter hands anything over.
+    let model = Model { test, preemptions: 3, bugs: &["one place"], spare: &[LEAVING] };
+    prove(model, |bug| {
+        let mapping = Segment::for_model(2);
+        let one = |members: Arc<Members>| (members.clone(), Segment::new(members, mapping.clone()), bug);
+        on_all_ranks(members(2).into_iter().map(one).collect(), |rank, (_, segment, bug)| {
+            for round in 0..3 {
+                let round = if *bug == "one place" { super::segment::SLOTS * round } else { round };
+                segment.try_out(round, &Store::PLAIN, &element(round, rank, 0).to_ne_bytes());
+                assert!(spin_until(Duration::ZERO, || segment.has_tried_out(1 - rank, round)));
+                let mut theirs = [0; ELEMENT];
+                segment.read_tried(1 - rank, round, &mut theirs);
+                assert_eq!(u64::from_ne_bytes(theirs), element(round, 1 - rank, 0));
+            }
+        });
+    });
+}
+
 fn communications(size: u32) -> Vec<(Arc<Members>, Communication)> {
     let mapping = Segment::for_model(size);
     // These models send no letters, so nothing of it is touched.
     let post = Mapping::private(size as usize * post::part(size)).unwrap();
     let one = |members: Arc<Members>| {
         let wire = post::Memory::new(members.clone(), post.clone(), None);
-        (members.clone(), Communication::new(members, mapping.clone(), wire))
+        let segment = Segment::new(members.clone(), mapping.clone());
+        (members.clone(), Communication::new(members, segment, wire))
     };
     members(size).into_iter().map(one).collect()
 }

@@ -1,6 +1,6 @@
 //! The segment: what the shared-memory communicator keeps in memory that all ranks map.
 //!
-//! Each rank has a part of its own, which it alone writes: two counters, two sets of lines and two slots for small calls
+//! Each rank has a part of its own, which it alone writes: its counters, two sets of lines and two slots for small calls
 //! (see [`super::small`]), and a ring of staging slots.
 //!
 //! # The ring
@@ -31,9 +31,9 @@ pub(super) const PIECE: usize = 56;
 pub(super) const LINES: usize = 36;
 /// Bytes of a slot. Two of them and a peer's fit a first-level cache of 48 KiB.
 pub(super) const SLOT: usize = 16 * 1024;
-/// Bytes of a staging slot, and staging slots of a rank: chunks of 8 to 256 KiB are within 20 % of each other, and
-/// four slots let a publisher run two chunks ahead of the slowest reader (measured by a prototype of this pipeline).
-pub(super) const CHUNK: usize = 32 * 1024;
+/// Bytes of a staging slot, and staging slots of a rank: chunks of 8 to 256 KiB are within 20 % of each other (64 KiB
+/// took 170 us for 1 MiB between cores 280 ns apart, 32 KiB 190, 16 KiB 180 and 8 KiB 210), and four slots let a publisher run two chunks ahead of the slowest reader (measured by a prototype of this pipeline).
+pub(super) const CHUNK: usize = 64 * 1024;
 pub(super) const SLOTS: u64 = 4;
 
 /// The counters of one rank, each on lines of its own: the one is written often while the other is polled.
@@ -41,6 +41,8 @@ pub(super) const SLOTS: u64 = 4;
 pub(super) struct Counters {
     published: Counter,
     finished: Counter,
+    /// See [`super::trial`]: rounds tried, before the first call.
+    tried: Counter,
 }
 
 /// 128 bytes, since processors fetch lines in pairs.
@@ -84,6 +86,11 @@ impl Segment {
     /// The segment in a mapping of [`Segment::PART`] zero bytes for each rank.
     pub(super) fn new(members: Arc<Members>, mapping: Arc<Mapping>) -> Self {
         Segment { members, mapping, store: Store::detect(), finished_by_all: 0 }
+    }
+
+    /// From now on bytes are put into it so.
+    pub(super) fn set_store(&mut self, store: Store) {
+        self.store = store;
     }
 
     /// This rank.
@@ -223,6 +230,29 @@ impl Segment {
         self.members.ring_all();
     }
 
+    /// Shows `bytes` in round `round` of the trial, whose protocol is told at [`super::trial`].
+    pub(super) fn try_out(&mut self, round: u64, store: &Store, bytes: &[u8]) {
+        let slot = self.staging(self.rank(), round).cast_mut();
+        writes(slot);
+        // SAFETY: the slot is this rank's and as long, and before the first call only the trial's other rank reads it,
+        // which is done with the round that last used it.
+        unsafe { store.copy(bytes.as_ptr(), slot, bytes.len().min(CHUNK)) };
+        self.counters(self.rank()).tried.0.store(round + 1, Ordering::Release);
+    }
+
+    /// Whether `rank` has come to round `round` of the trial.
+    pub(super) fn has_tried_out(&self, rank: u32, round: u64) -> bool {
+        self.counters(rank).tried.0.load(Ordering::Acquire) > round
+    }
+
+    /// Reads what `rank` shows in a round to which it has come.
+    pub(super) fn read_tried(&self, rank: u32, round: u64, to: &mut [u8]) {
+        let slot = self.staging(rank, round);
+        reads(slot);
+        // SAFETY: the slot is as long, and its rank writes it again only after this one has come to later rounds.
+        unsafe { std::ptr::copy_nonoverlapping(slot, to.as_mut_ptr(), to.len().min(CHUNK)) };
+    }
+
     fn staging(&self, rank: u32, step: u64) -> *const u8 {
         self.at(rank, RING_AT + (step % SLOTS) as usize * CHUNK, CHUNK)
     }
@@ -250,7 +280,8 @@ impl Segment {
         let mapping = Mapping::private(size as usize * PART).unwrap();
         for rank in 0..size {
             let part = mapping.at(Self::part(rank).start, PART);
-            let counters = Counters { published: Counter(AtomicU64::new(0)), finished: Counter(AtomicU64::new(0)) };
+            let counter = || Counter(AtomicU64::new(0));
+            let counters = Counters { published: counter(), finished: counter(), tried: counter() };
             // SAFETY: they lie in the mapping, and nobody else knows it yet.
             unsafe { part.cast().write(counters) };
             for index in 0..2 * LINES {

@@ -35,10 +35,9 @@ pub(super) enum Carrier {
     Slot,
 }
 
-/// One rank's side of a small call.
+/// One rank's side of a small call. The call and its pattern come along with every look: most calls are over at the first
+/// one, and then were never copied.
 pub(super) struct Small {
-    call: Call,
-    pattern: Pattern,
     sequence: u64,
     carrier: Carrier,
     /// Of the contributors below this rank everything has been gathered, and of this one so many lines.
@@ -66,9 +65,10 @@ impl Small {
     ///
     /// # Safety
     /// As for [`Meeting::begin`]; the contribution is at most what `carrier` takes.
+    #[inline]
     pub(super) unsafe fn begin(
         call: &Call,
-        pattern: Pattern,
+        pattern: &Pattern,
         sequence: u64,
         carrier: Carrier,
         (meeting, segment): (&mut Meeting, &Segment),
@@ -96,13 +96,14 @@ impl Small {
                 }
             }
         }
-        Small { call: *call, pattern, sequence, carrier, gathered: (0, 0) }
+        Small { sequence, carrier, gathered: (0, 0) }
     }
 
     /// Ends the call if everything is there.
     #[inline]
     pub(super) fn poll(
         &mut self,
+        (call, pattern): (&Call, &Pattern),
         members: &Members,
         segment: &Segment,
         meeting: &mut Meeting,
@@ -111,18 +112,17 @@ impl Small {
         if meeting.poll()? != Progress::Done {
             return Ok(Progress::Pending);
         }
-        if self.pattern.window.is_empty() {
+        if pattern.window.is_empty() {
             return Ok(Progress::Done);
         }
-        if self.carrier == Carrier::Lines && !self.gather(segment, members, scratch) {
+        if self.carrier == Carrier::Lines && !self.gather(pattern, segment, members, scratch) {
             return Ok(Progress::Pending);
         }
-        let pattern = &self.pattern;
         let (me, sequence) = (segment.rank(), self.sequence);
         scratch.sources.clear();
         for rank in (0..segment.size()).filter(|rank| pattern.contributors.contains(*rank)) {
             scratch.sources.push(match self.carrier {
-                _ if rank == me => self.call.send,
+                _ if rank == me => call.send,
                 Carrier::Line => members.board().payload(rank, sequence),
                 Carrier::Lines => scratch.lines[rank as usize].as_ptr().cast(),
                 Carrier::Slot => segment.slot_of(rank, sequence),
@@ -130,26 +130,26 @@ impl Small {
         }
         // SAFETY: each header was posted after its rank had filled its line or slot, which is overwritten no sooner than
         // this rank posts its next call but one; lines were gathered. `send` and `recv` are as the call's maker promised.
-        unsafe { exchange::apply(&self.call, pattern, &(0..pattern.length), &mut scratch.sources) };
+        unsafe { exchange::apply(call, pattern, &(0..pattern.length), &mut scratch.sources) };
         Ok(Progress::Done)
     }
 
     /// Whether lines of `rank` are missing, of which this rank has seen the header.
-    pub(super) fn awaits(&self, segment: &Segment, rank: u32) -> bool {
+    pub(super) fn awaits(&self, pattern: &Pattern, segment: &Segment, rank: u32) -> bool {
         self.carrier == Carrier::Lines
-            && !self.pattern.window.is_empty()
+            && !pattern.window.is_empty()
             && rank != segment.rank()
-            && self.pattern.contributors.contains(rank)
+            && pattern.contributors.contains(rank)
             && rank >= self.gathered.0
-            && !segment.has_lines(rank, self.sequence, self.rest())
+            && !segment.has_lines(rank, self.sequence, rest(pattern))
     }
 
     /// Puts together the lines of every contributor that have come, and says whether all have.
-    fn gather(&mut self, segment: &Segment, members: &Members, scratch: &mut Scratch) -> bool {
-        let first = self.pattern.length.min(LINE_BYTES);
+    fn gather(&mut self, pattern: &Pattern, segment: &Segment, members: &Members, scratch: &mut Scratch) -> bool {
+        let first = pattern.length.min(LINE_BYTES);
         while self.gathered.0 < segment.size() {
             let (rank, lines) = self.gathered;
-            if rank != segment.rank() && self.pattern.contributors.contains(rank) {
+            if rank != segment.rank() && pattern.contributors.contains(rank) {
                 let to: *mut u8 = scratch.lines[rank as usize].as_mut_ptr().cast();
                 let from = members.board().payload(rank, self.sequence);
                 crate::sync::reads(from);
@@ -158,9 +158,9 @@ impl Small {
                     if lines == 0 {
                         std::ptr::copy_nonoverlapping(from, to, first);
                     }
-                    let came = segment.read_lines(rank, self.sequence, lines, to.add(first), self.rest());
+                    let came = segment.read_lines(rank, self.sequence, lines, to.add(first), rest(pattern));
                     self.gathered.1 = came;
-                    if came * PIECE < self.rest() {
+                    if came * PIECE < rest(pattern) {
                         return false;
                     }
                 }
@@ -169,9 +169,9 @@ impl Small {
         }
         true
     }
+}
 
-    /// Bytes that travel in lines of their own.
-    fn rest(&self) -> usize {
-        self.pattern.length.saturating_sub(LINE_BYTES)
-    }
+/// Bytes that travel in lines of their own.
+fn rest(pattern: &Pattern) -> usize {
+    pattern.length.saturating_sub(LINE_BYTES)
 }
