@@ -34,6 +34,18 @@ pub(crate) fn reads<T>(_at: *const T) {}
 #[inline(always)]
 pub(crate) fn writes<T>(_at: *const T) {}
 
+/// Asks for the cache line at `at`, without waiting for it and whatever it is.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: a prefetch reads nothing that the program sees and cannot fault, and SSE is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    let _ = at;
+}
+
 /// Looks until it is so, for a short while; says whether it came to be. In the models, which know no time, for ever.
 pub(crate) fn spin_until(at_most: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     #[cfg(not(loom))]

@@ -31,7 +31,12 @@ pub struct Meeting {
     /// Ranks below this have been met.
     next: u32,
     looks: u32,
+    /// Where more of what comes with a header lies; see [`Meeting::fetch_along`].
+    along: Option<(*const u8, usize)>,
 }
+
+// SAFETY: the address is never read, only named to the processor.
+unsafe impl Send for Meeting {}
 
 impl Meeting {
     /// A meeting that is over, to begin the first one from.
@@ -46,7 +51,7 @@ impl Meeting {
             count: 0,
         };
         let looks = if members.is_crowded() { 1 } else { LOOKS };
-        Meeting { members, sequence: 0, descriptor, digest: 0, next, looks }
+        Meeting { members, sequence: 0, descriptor, digest: 0, next, looks, along: None }
     }
 
     /// Shows this rank's call to all, with a few bytes of its contribution where the board is shared.
@@ -70,6 +75,7 @@ impl Meeting {
         self.descriptor = descriptor;
         self.digest = descriptor.digest();
         self.next = 0;
+        self.along = None;
         let (board, me) = (self.members.board(), self.members.rank());
         if board.is_shared() {
             // SAFETY: one call at a time, in sequence, as the caller promises; `poll` sees every header of a call.
@@ -81,6 +87,13 @@ impl Meeting {
             let peer = self.members.world_rank(peer);
             self.members.endpoint().send(peer, Kind::Mail, channel, sequence, &body, Vec::new());
         }
+    }
+
+    /// Has the processor fetch, with every look at the header of rank `r`, the lines at `start + r * stride` too: what is
+    /// written there right behind the header then comes with it, and not one hand-over later. For this meeting.
+    #[inline]
+    pub fn fetch_along(&mut self, start: *const u8, stride: usize) {
+        self.along = Some((start, stride));
     }
 
     /// Wakes whoever sleeps until this rank's call is there. Messages wake by themselves.
@@ -101,6 +114,11 @@ impl Meeting {
             self.next += 1;
         }
         Ok(Progress::Done)
+    }
+
+    /// How often something is looked for in one poll.
+    pub fn looks(&self) -> u32 {
+        self.looks
     }
 
     /// Whether all have met.
@@ -125,6 +143,11 @@ impl Meeting {
             return self.meet_by_message(peer);
         }
         for _ in 0..self.looks {
+            if let Some((start, stride)) = self.along {
+                let at = start.wrapping_add(peer as usize * stride);
+                crate::sync::prefetch(at);
+                crate::sync::prefetch(at.wrapping_add(64));
+            }
             match board.posted(peer, self.sequence) {
                 None => {}
                 Some(digest) if digest == self.digest => return Ok(true),

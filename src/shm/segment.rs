@@ -121,18 +121,29 @@ impl Segment {
         }
     }
 
-    /// Reads `length` bytes from `rank`'s lines of a call to `to`, from line `from` on as far as they have come; says how
-    /// many lines have been read by now.
+    /// Where the first lines of a call lie: rank 0's, and from one rank's to the next one's.
+    pub(super) fn first_lines(&self, sequence: u64) -> (*const u8, usize) {
+        (self.line(0, sequence, 0).cast(), PART)
+    }
+
+    /// Reads `length` bytes from `rank`'s lines of a call to `to`, from line `from` on as far as they have come, looking
+    /// for each up to `looks` times; says how many lines have been read by now.
     ///
     /// # Safety
     /// `to` is writable for `length` bytes; the lines are not yet to be overwritten.
     #[inline]
-    pub(super) unsafe fn read_lines(&self, rank: u32, sequence: u64, from: usize, to: *mut u8, length: usize) -> usize {
+    pub(super) unsafe fn read_lines(
+        &self,
+        (rank, sequence): (u32, u64),
+        (from, looks): (usize, u32),
+        to: *mut u8,
+        length: usize,
+    ) -> usize {
         for at in from..length.div_ceil(PIECE) {
             let line = self.line(rank, sequence, at);
             // SAFETY: a line in the mapping, whose flag is an atomic; once it is there the data may be read.
             unsafe {
-                if (*line).flag.load(Ordering::Acquire) != sequence {
+                if !(0..looks).any(|_| (*line).flag.load(Ordering::Acquire) == sequence) {
                     return at;
                 }
                 reads(&raw const (*line).data);

@@ -88,6 +88,10 @@ impl Small {
                     let (first, rest) = bytes.split_at(length.min(LINE_BYTES));
                     meeting.post(call.descriptor, sequence, first);
                     segment.write_lines(sequence, rest);
+                    if !rest.is_empty() {
+                        let (start, stride) = segment.first_lines(sequence);
+                        meeting.fetch_along(start, stride);
+                    }
                     meeting.ring();
                 }
                 Carrier::Slot => {
@@ -115,7 +119,7 @@ impl Small {
         if pattern.window.is_empty() {
             return Ok(Progress::Done);
         }
-        if self.carrier == Carrier::Lines && !self.gather(pattern, segment, members, scratch) {
+        if self.carrier == Carrier::Lines && !self.gather(pattern, segment, members, scratch, meeting.looks()) {
             return Ok(Progress::Pending);
         }
         let (me, sequence) = (segment.rank(), self.sequence);
@@ -145,7 +149,14 @@ impl Small {
     }
 
     /// Puts together the lines of every contributor that have come, and says whether all have.
-    fn gather(&mut self, pattern: &Pattern, segment: &Segment, members: &Members, scratch: &mut Scratch) -> bool {
+    fn gather(
+        &mut self,
+        pattern: &Pattern,
+        segment: &Segment,
+        members: &Members,
+        scratch: &mut Scratch,
+        looks: u32,
+    ) -> bool {
         let first = pattern.length.min(LINE_BYTES);
         while self.gathered.0 < segment.size() {
             let (rank, lines) = self.gathered;
@@ -158,7 +169,8 @@ impl Small {
                     if lines == 0 {
                         std::ptr::copy_nonoverlapping(from, to, first);
                     }
-                    let came = segment.read_lines(rank, self.sequence, lines, to.add(first), rest(pattern));
+                    let (line, at) = ((rank, self.sequence), (lines, looks));
+                    let came = segment.read_lines(line, at, to.add(first), rest(pattern));
                     self.gathered.1 = came;
                     if came * PIECE < rest(pattern) {
                         return false;
