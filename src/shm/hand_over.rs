@@ -68,13 +68,13 @@ impl Store {
     /// `from` is readable and `to` writable for `length` bytes, and they do not overlap.
     #[inline]
     pub(super) unsafe fn copy(&self, from: *const u8, to: *mut u8, length: usize) {
-        #[cfg(all(target_arch = "x86_64", not(loom)))]
-        if self.streams(length) {
+        match self.streams(length) {
             // SAFETY: passed on.
-            return unsafe { stream(from, to, length) };
+            #[cfg(all(target_arch = "x86_64", not(loom)))]
+            true => unsafe { stream(from, to, length) },
+            // SAFETY: passed on.
+            _ => unsafe { std::ptr::copy_nonoverlapping(from, to, length) },
         }
-        // SAFETY: passed on.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, length) };
     }
 }
 

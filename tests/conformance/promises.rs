@@ -26,9 +26,10 @@ use crate::{
 const PATIENT: i64 = 120_000;
 const MOVEMENT_ONLY: [DType; 3] = [DType::Bool, DType::Int16, DType::Bytes];
 
-/// Where the library changes its ways: a header's line ends at 56 bytes, flagged lines at 2072, slots at 16 KiB, chunks at
-/// 32 KiB (shm) and 64 KiB (sockets), pages at 4 KiB; some processors stream from 512 bytes on, some from 1 KiB.
-const EDGES: [usize; 10] = [56, 112, 512, 2072, 4096, 16 * 1024, 32 * 1024, 64 * 1024, 128 * 1024, 5 * 32 * 1024];
+/// Where the library changes its ways: a header's line ends at 56 bytes, flagged lines at 224 in the plan and at 2072 by
+/// themselves, slots at 16 KiB, chunks at 64 KiB, pages at 4 KiB; streaming may begin at 1.5 KiB and begin or end at 24 KiB;
+/// 32 KiB is where the plan changes.
+const EDGES: [usize; 11] = [56, 112, 224, 1536, 2072, 4096, 16 * 1024, 24 * 1024, 32 * 1024, 64 * 1024, 5 * 64 * 1024];
 
 /// Contributions that are hard on a reduction: any bits at all, and every so often a value with a name.
 pub(crate) fn contribution(dtype: DType, count: usize, seed: u64, rank: u32) -> Vec<u8> {
@@ -124,7 +125,7 @@ pub(crate) fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
 pub(crate) fn every_collective_moves_what_it_should(communicator: &str) {
     for size in [1, 2, 3, 4, 7, 8] {
         let groups = world(communicator, size, PATIENT);
-        let bytes = [0, 1, 56, 63, 700, 2072, 4096, 16 * 1024, 16 * 1024 + 8, 3 * 32 * 1024 + 40];
+        let bytes = [0, 1, 56, 63, 700, 2072, 4096, 16 * 1024, 16 * 1024 + 8, 3 * 64 * 1024 + 40];
         move_everything(&groups, Memory::Private, &bytes);
     }
 }
