@@ -19,6 +19,8 @@
 
 use std::ops::RangeInclusive;
 
+use crate::communicator::copy;
+
 /// Which lengths this processor had better stream.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
@@ -45,10 +47,10 @@ impl Store {
     /// `from` is readable and `to` writable for `length` bytes, and they do not overlap.
     #[inline]
     pub(super) unsafe fn copy(&self, from: *const u8, to: *mut u8, length: usize) {
-        #[cfg(all(target_arch = "x86_64", not(loom)))]
         if self.streamed.contains(&length) {
             // SAFETY: passed on.
-            return unsafe { stream(from, to, length) };
+            unsafe { copy::stream(from, to, length) };
+            return copy::drain();
         }
         // SAFETY: passed on.
         unsafe { std::ptr::copy_nonoverlapping(from, to, length) };
@@ -71,34 +73,6 @@ fn streamed() -> RangeInclusive<usize> {
 #[allow(clippy::reversed_empty_ranges, reason = "an empty range is what \"never\" is")]
 fn streamed() -> RangeInclusive<usize> {
     1..=0
-}
-
-/// # Safety
-/// As for [`Store::copy`].
-#[cfg(all(target_arch = "x86_64", not(loom)))]
-unsafe fn stream(from: *const u8, to: *mut u8, length: usize) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
-
-    const LINE: usize = 64;
-    let head = to.align_offset(LINE).min(length);
-    let lines = (length - head) / LINE;
-    let tail = head + lines * LINE;
-    // SAFETY: all three stretches lie within the `length` bytes, and the middle one begins at a line in `to`.
-    unsafe {
-        std::ptr::copy_nonoverlapping(from, to, head);
-        for line in 0..lines {
-            let at = head + line * LINE;
-            let (from, to) = (from.add(at).cast::<__m128i>(), to.add(at).cast::<__m128i>());
-            // A whole line in a row, so that it leaves the core's buffer as one.
-            let words = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(i)));
-            for (i, word) in words.into_iter().enumerate() {
-                _mm_stream_si128(to.add(i), word);
-            }
-        }
-        std::ptr::copy_nonoverlapping(from.add(tail), to.add(tail), length - tail);
-        // Streaming stores are ordered by nothing else, not even by the release store that publishes them.
-        _mm_sfence();
-    }
 }
 
 #[cfg(all(test, not(loom)))]
