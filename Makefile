@@ -16,10 +16,10 @@ ARCH    := $(shell uname -m)
 GLIBC   := 2.28
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo perf bench check test gpu-test gpu-bench test-release test-torch release install uninstall clean
+.PHONY: help build demo perf bench transfer-bench check test gpu-test gpu-bench test-release test-torch release install uninstall clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## libtutti.so and libtutti.a in target/release
 	@$(CARGO) build --release --locked --lib --bins
@@ -40,6 +40,10 @@ perf: build ## build tutti-perf and measure the collectives here (ARGS=--help)
 bench: build ## measure beside Open MPI, MPICH, Intel MPI and oneCCL, which it installs below .tools (BENCH=--help)
 	@tests/package/tools build package
 	@BUILT=$(BUILT) python3 benches/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
+
+transfer-bench: ## plan a model of 10^12 parameters; move tensors beside plain messages and gather-then-broadcast
+	@$(CARGO) bench --locked --bench transfer_plan
+	@$(CARGO) bench --locked --bench transfer
 
 check: ## format, lints and unit tests: what to run before every commit
 	@tests/run check

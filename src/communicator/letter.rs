@@ -4,10 +4,25 @@
 //! order in which each side posted them, beside the group's collectives: letters take no sequence number of a group,
 //! wait for no collective, and let none wait.
 
-use std::fmt;
+use std::{fmt, ptr::NonNull};
 
-use super::Descriptor;
+use super::{Descriptor, copy};
 use crate::dtype::{Collective, DType, Op};
+
+/// A message whose bytes do not lie in one piece: they pass through here, first to last, each once. So what is packed,
+/// cast or scattered on its way needs no memory of its own to wait in.
+pub trait Pieces: Send {
+    /// Passes the next `length` bytes: of a send into `place`, of a receive out of it. That is a multiple of
+    /// [`PIECE`] bytes, unless it is the rest of the message. If it `streams`, they are best written past the caches,
+    /// and are drained when this returns.
+    ///
+    /// # Safety
+    /// So many bytes are left, and `place` is writable or readable for them.
+    unsafe fn pass(&mut self, place: *mut u8, length: usize, streams: bool);
+}
+
+/// See [`Pieces::pass`]: elements of every type come whole.
+pub const PIECE: usize = 16;
 
 /// One rank's side of a message: what to send or where to receive, checked.
 ///
@@ -23,6 +38,8 @@ pub struct Letter {
     count: u64,
     /// Read by a send, written by a receive.
     memory: *mut u8,
+    /// What they pass through instead, if they are not in one piece.
+    pieces: Option<NonNull<dyn Pieces>>,
 }
 
 // SAFETY: the memory belongs to the caller, who promises its exclusive use until the letter is done, from any thread.
@@ -37,7 +54,7 @@ impl Letter {
     /// Until the letter is done or its group was told to let go of it, `memory` is readable for the elements and
     /// nobody writes there. With `count` 0 it may be anything.
     pub unsafe fn send(peer: u32, tag: i64, dtype: DType, memory: *const u8, count: u64) -> Self {
-        Letter { collective: Collective::Send, peer, tag, dtype, count, memory: memory.cast_mut() }
+        Letter { collective: Collective::Send, peer, tag, dtype, count, memory: memory.cast_mut(), pieces: None }
     }
 
     /// Receives up to `count` elements from `peer`. A message of fewer leaves the rest of the memory as it is.
@@ -46,7 +63,16 @@ impl Letter {
     /// Until the letter is done or its group was told to let go of it, `memory` is writable for the elements and
     /// nobody else touches it. With `count` 0 it may be anything.
     pub unsafe fn receive(peer: u32, tag: i64, dtype: DType, memory: *mut u8, count: u64) -> Self {
-        Letter { collective: Collective::Recv, peer, tag, dtype, count, memory }
+        Letter { collective: Collective::Recv, peer, tag, dtype, count, memory, pieces: None }
+    }
+
+    /// The same letter, of elements that pass through `pieces` and are not in its memory. Not to oneself.
+    ///
+    /// # Safety
+    /// Until the letter is done or its group was told to let go of it, `pieces` may be used from any thread and nobody
+    /// else does; as many bytes as the letter has are left there. A receive gets just so many.
+    pub unsafe fn in_pieces(self, pieces: NonNull<dyn Pieces>) -> Self {
+        Letter { pieces: Some(pieces), ..self }
     }
 
     /// Whether this is the sender's side.
@@ -87,6 +113,45 @@ impl Letter {
     /// Where the elements are.
     pub(crate) fn memory(&self) -> *mut u8 {
         self.memory
+    }
+
+    /// Whether the elements are not in the letter's memory.
+    pub(crate) fn is_in_pieces(&self) -> bool {
+        self.pieces.is_some()
+    }
+
+    /// Takes bytes out of a send, from `at` on. What is in pieces is taken in order.
+    ///
+    /// # Safety
+    /// `to` is writable for so many bytes, which the letter has.
+    pub(crate) unsafe fn take(&self, at: u64, to: *mut u8, length: usize) {
+        // SAFETY: what is in the letter is readable by its maker's promise; the rest the caller promises.
+        unsafe {
+            match self.pieces {
+                Some(mut pieces) => pieces.as_mut().pass(to, length, false),
+                None => copy::copy(self.memory.add(at as usize), to, length),
+            }
+        }
+    }
+
+    /// Puts bytes into a receive, from `at` on; past the caches, and drained, if it `streams`. What is in pieces is put in
+    /// order.
+    ///
+    /// # Safety
+    /// `from` is readable for so many bytes, which the letter has room for.
+    pub(crate) unsafe fn put(&self, at: u64, from: *const u8, length: usize, streams: bool) {
+        // SAFETY: what is in the letter is writable by its maker's promise; the rest the caller promises. Nothing is
+        // written to `from`.
+        unsafe {
+            match self.pieces {
+                Some(mut pieces) => pieces.as_mut().pass(from.cast_mut(), length, streams),
+                None if streams => {
+                    copy::stream(from, self.memory.add(at as usize), length);
+                    copy::drain();
+                }
+                None => copy::copy(from, self.memory.add(at as usize), length),
+            }
+        }
     }
 
     /// What the plan is asked about. A receive does not know how much will come, so letters are not chosen by size.

@@ -8,10 +8,11 @@
 //! * [`Meeting`] — how every call begins: all ranks show each other what they call;
 //! * [`exchange`] — the plain algorithm of every collective, over any way to show a chunk to the others;
 //! * [`Uneven`], [`Parts`] — the v-forms: a parsed call, and their plain algorithm over the lanes of the exchange;
-//! * [`reduce`] — the arithmetic, the same bits in every communicator.
+//! * [`reduce`] — the arithmetic, the same bits in every communicator; `copy` — copies of many bytes.
 
 mod call;
 mod capabilities;
+pub(crate) mod copy;
 pub mod exchange;
 pub mod letter;
 mod meeting;
@@ -29,7 +30,7 @@ use std::{
 
 pub use call::{Call, Descriptor};
 pub use capabilities::{Capabilities, Capture, Placement};
-pub use letter::Letter;
+pub use letter::{Letter, Pieces};
 pub use meeting::Meeting;
 pub use pattern::{Action, Pattern, Ranks};
 pub use uneven::{Part, Parts, Uneven};

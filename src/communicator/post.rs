@@ -64,7 +64,7 @@ pub trait Wire {
     /// The longest message that travels with its envelope, in bytes.
     fn eager(&self) -> u64;
 
-    /// The largest chunk, in bytes; the same on all ranks.
+    /// The largest chunk, in bytes: a multiple of [`PIECE`](super::letter::PIECE), the same on all ranks.
     fn chunk(&self) -> usize;
 
     /// Whether an envelope to `peer` can be posted.
@@ -85,11 +85,11 @@ pub trait Wire {
     /// Whether a chunk to `peer` can be pushed.
     fn has_chunk_room(&mut self, peer: u32) -> Result<bool>;
 
-    /// Pushes a chunk.
+    /// Pushes a chunk: bytes of a letter, from `at` on.
     ///
     /// # Safety
-    /// `bytes` are readable, at most [`Wire::chunk`] of them.
-    unsafe fn push(&mut self, peer: u32, bytes: *const u8, length: usize);
+    /// The letter has so many, and they are at most [`Wire::chunk`].
+    unsafe fn push(&mut self, peer: u32, letter: &Letter, at: u64, length: usize);
 
     /// Whether everything for `peer` has left this process.
     fn is_settled(&mut self, peer: u32) -> bool;
@@ -117,6 +117,10 @@ pub trait Wire {
 const CREDIT: u64 = 8192;
 /// Chunks of one peer moved before the waiting loop gets to look at failures and deadlines.
 const TURN: usize = 16;
+
+/// Messages from this size on are written past the caches where they arrive: they would push everything else out of
+/// them, and little of themselves would be left there for whoever reads them.
+const STREAMED: u64 = 4 << 20;
 
 /// What a message counts for while it lies unmatched, in units of 64 bytes: none is free.
 fn units(bytes: u64) -> u64 {
@@ -323,6 +327,9 @@ impl<W: Wire> Desk<W> {
 
     /// A letter to this rank itself: waits for its other half, or takes it.
     fn accept_own(&mut self, letter: &Letter) -> Accepted {
+        if letter.is_in_pieces() {
+            return Accepted::Over(Err(Error::Internal("a letter in pieces to oneself".into())));
+        }
         let own = &mut self.peers[letter.peer() as usize];
         let others = if letter.is_send() { &mut own.waiting } else { &mut own.outgoing };
         let entries = &self.entries;
@@ -391,7 +398,8 @@ impl<W: Wire> Desk<W> {
         if unheld - to.credited > CREDIT {
             to.credited = self.wire.credit(peer)?;
         }
-        let held = bytes > self.wire.eager() || unheld - to.credited > CREDIT;
+        // What is in pieces is asked for: it goes straight to where it is wanted.
+        let held = bytes > self.wire.eager() || letter.is_in_pieces() || unheld - to.credited > CREDIT;
         let envelope = Envelope { tag: letter.tag(), dtype: letter.dtype(), bytes, held };
         // SAFETY: readable, as the letter's maker promised.
         unsafe { self.wire.post(peer, &envelope, letter.memory()) }?;
@@ -452,9 +460,9 @@ impl<W: Wire> Desk<W> {
             && self.wire.has_chunk_room(peer)?
         {
             let length = (stream.bytes - stream.done).min(chunk);
-            let from = self.entries[stream.key as usize].letter.memory();
-            // SAFETY: inside the message, which the letter's maker promised to be readable.
-            unsafe { self.wire.push(peer, from.add(stream.done as usize), length as usize) };
+            let letter = &self.entries[stream.key as usize].letter;
+            // SAFETY: inside the message, each byte once.
+            unsafe { self.wire.push(peer, letter, stream.done, length as usize) };
             stream.done += length;
             pushed += 1;
             if stream.done == stream.bytes {
@@ -549,7 +557,7 @@ impl<W: Wire> Desk<W> {
             return Err(self.mismatch(letter, envelope.bytes, envelope.dtype, letter.bytes(), letter.dtype()));
         }
         // SAFETY: readable, as the caller promises; the receive has room, as its maker promised and was just checked.
-        unsafe { std::ptr::copy_nonoverlapping(message, letter.memory(), envelope.bytes as usize) };
+        unsafe { letter.put(0, message, envelope.bytes as usize, false) };
         Ok(envelope.bytes / letter.dtype().size() as u64)
     }
 
@@ -594,7 +602,7 @@ impl<W: Wire> Desk<W> {
             reads(from);
             // SAFETY: the wire shows so many bytes, readable until the chunk is finished; the receive has room for all of
             // the message, which was checked before it was asked for.
-            unsafe { std::ptr::copy_nonoverlapping(from, letter.memory().add(stream.done as usize), length) };
+            unsafe { letter.put(stream.done, from, length, stream.bytes >= STREAMED) };
             self.wire.finish(peer);
             stream.done += length as u64;
             taken += 1;

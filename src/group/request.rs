@@ -120,6 +120,13 @@ impl Request {
         Ok(Progress::Done)
     }
 
+    /// Waits until one of these is over, but no longer than `at_most`, and goes on with all. For letters and calls of CPU
+    /// groups; how they ended, [`Request::test`] says.
+    pub(crate) fn wait_for_any(requests: &[&Request], at_most: Duration) {
+        let tickets: Vec<_> = requests.iter().map(|request| (request.group.clone(), request.ticket.clone())).collect();
+        wait::for_any(&tickets, Timeout::After(at_most));
+    }
+
     /// Whether a call that is enqueued has been executed; always so on CPU groups.
     fn is_executed(&self) -> Result<Progress> {
         let Some(enqueued) = &self.enqueued else { return Ok(Progress::Done) };
@@ -148,5 +155,35 @@ impl Request {
         });
         // Nothing touches the buffers any more once the core has let go of the call.
         let _ = self.wait(Timeout::After(super::LETTING_GO));
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{communicator::Letter, config::WorldOptions, dtype::DType};
+
+    #[test]
+    fn whoever_waits_for_any_of_several_is_woken_by_the_first() {
+        let world = Group::world_local(2, None, WorldOptions::default()).unwrap();
+        let mut rooms = [0u8; 2];
+        let requests: Vec<_> = rooms
+            .iter_mut()
+            .zip([1, 2])
+            .map(|(room, tag)| {
+                // SAFETY: the room stays until the letter is over or released.
+                let letter = unsafe { Letter::receive(1, tag, DType::Bytes, room, 1) };
+                world[0].post(letter, Timeout::Default).unwrap()
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| world[1].send_bytes(&[7], 0, 2, Timeout::Default).unwrap());
+            // Nobody sends what the first one waits for.
+            Request::wait_for_any(&[&requests[0], &requests[1]], Duration::from_secs(600));
+        });
+        assert_eq!(requests[1].test().unwrap(), Progress::Done);
+        assert_eq!(requests[0].test().unwrap(), Progress::Pending);
+        requests[0].release();
+        assert_eq!(rooms, [0, 7]);
     }
 }

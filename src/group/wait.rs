@@ -140,13 +140,23 @@ fn until<T>(group: &Arc<Group>, core: &mut Core, poll: impl Fn(&mut Core, bool) 
 
 /// Waits for started work, each in its group; `None` if `timeout` ends first.
 pub(super) fn for_tickets(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeout) -> Option<Result<()>> {
-    let outcome = for_tickets_until(tickets, timeout.deadline());
+    let outcome = for_tickets_until(tickets, tickets.len(), timeout.deadline());
     // What is over in these groups needs no looking after any more.
     advance_started(false);
     outcome
 }
 
-fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Instant>) -> Option<Result<()>> {
+/// Waits until one of these is over, or `timeout` ends.
+pub(super) fn for_any(tickets: &[(Arc<Group>, Arc<Ticket>)], timeout: Timeout) {
+    for_tickets_until(tickets, 1, timeout.deadline());
+}
+
+/// Waits until so many are over.
+fn for_tickets_until(
+    tickets: &[(Arc<Group>, Arc<Ticket>)],
+    enough: usize,
+    deadline: Option<Instant>,
+) -> Option<Result<()>> {
     let Some((first, _)) = tickets.first() else { return Some(Ok(())) };
     // A group whose tickets are over may still have letters under way, which nobody else here looks after.
     let is_ours = |other: &Group| {
@@ -162,6 +172,7 @@ fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Ins
         let mut waiting = None;
         let mut several = false;
         let mut sleeps = false;
+        let mut over = 0;
         // The tickets of a batch mostly come in a row of one group, which is polled once.
         let mut polled = std::ptr::null();
         for (group, ticket) in tickets {
@@ -173,14 +184,17 @@ fn for_tickets_until(tickets: &[(Arc<Group>, Arc<Ticket>)], deadline: Option<Ins
                 sleeps |= core.is_in_task();
             }
             match ticket.outcome() {
-                Some(over) => outcome = outcome.and(over),
+                Some(ended) => {
+                    over += 1;
+                    outcome = outcome.and(ended);
+                }
                 None => {
                     several |= waiting.is_some_and(|other| !Arc::ptr_eq(other, group));
                     waiting = Some(group);
                 }
             }
         }
-        let Some(waiting) = waiting else { return Some(outcome) };
+        let Some(waiting) = waiting.filter(|_| over < enough) else { return Some(outcome) };
         let others = advance_others(look, is_ours);
         look = false;
         if moved {

@@ -15,6 +15,7 @@
 //! What the peers see is the same bytes either way.
 
 use super::trial::Outcome;
+use crate::communicator::copy;
 
 /// Lengths of copies that behave alike.
 pub(super) struct Class {
@@ -68,13 +69,13 @@ impl Store {
     /// `from` is readable and `to` writable for `length` bytes, and they do not overlap.
     #[inline]
     pub(super) unsafe fn copy(&self, from: *const u8, to: *mut u8, length: usize) {
-        match self.streams(length) {
+        if self.streams(length) {
             // SAFETY: passed on.
-            #[cfg(all(target_arch = "x86_64", not(loom)))]
-            true => unsafe { stream(from, to, length) },
-            // SAFETY: passed on.
-            _ => unsafe { std::ptr::copy_nonoverlapping(from, to, length) },
+            unsafe { copy::stream(from, to, length) };
+            return copy::drain();
         }
+        // SAFETY: passed on.
+        unsafe { copy::copy(from, to, length) };
     }
 }
 
@@ -92,34 +93,6 @@ fn by_name() -> Store {
 #[cfg(not(target_arch = "x86_64"))]
 fn by_name() -> Store {
     Store::PLAIN
-}
-
-/// # Safety
-/// As for [`Store::copy`].
-#[cfg(all(target_arch = "x86_64", not(loom)))]
-unsafe fn stream(from: *const u8, to: *mut u8, length: usize) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
-
-    const LINE: usize = 64;
-    let head = to.align_offset(LINE).min(length);
-    let lines = (length - head) / LINE;
-    let tail = head + lines * LINE;
-    // SAFETY: all three stretches lie within the `length` bytes, and the middle one begins at a line in `to`.
-    unsafe {
-        std::ptr::copy_nonoverlapping(from, to, head);
-        for line in 0..lines {
-            let at = head + line * LINE;
-            let (from, to) = (from.add(at).cast::<__m128i>(), to.add(at).cast::<__m128i>());
-            // A whole line in a row, so that it leaves the core's buffer as one.
-            let words = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(i)));
-            for (i, word) in words.into_iter().enumerate() {
-                _mm_stream_si128(to.add(i), word);
-            }
-        }
-        std::ptr::copy_nonoverlapping(from.add(tail), to.add(tail), length - tail);
-        // Streaming stores are ordered by nothing else, not even by the release store that publishes them.
-        _mm_sfence();
-    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -36,7 +36,7 @@ use crate::{
     bootstrap::{Members, mapping::Mapping},
     communicator::{
         Progress,
-        letter::{Envelope, Letter, Reply},
+        letter::{Envelope, Letter, PIECE, Reply},
         post::{Accepted, Delivery, Desk, Post, Wire},
     },
     dtype::DType,
@@ -50,9 +50,11 @@ const ENVELOPES: u64 = 16;
 const INLINE: usize = 32;
 /// Bytes of a message in the store, where it waits for its receiver without keeping its sender.
 const EAGER: usize = 4096;
-/// Chunks of held messages: a ring of 128 KiB stays in the second-level cache, and halves the lag of two copies.
+/// Chunks of held messages: a ring of 128 KiB stays in the second-level cache, and halves the lag of two copies. For
+/// that it is written plainly: streamed it would go through memory (measured: 4.4 GB/s instead of 5.3).
 const CHUNKS: u64 = 8;
 const CHUNK: usize = 16 * 1024;
+const _: () = assert!(CHUNK.is_multiple_of(PIECE));
 /// Replies that a receiver can be ahead of its sender.
 const REPLIES: u64 = 8;
 
@@ -287,13 +289,13 @@ impl Wire for Memory {
         Ok(counts.pushed - finished < self.sizes.chunks)
     }
 
-    unsafe fn push(&mut self, peer: u32, bytes: *const u8, length: usize) {
+    unsafe fn push(&mut self, peer: u32, letter: &Letter, at: u64, length: usize) {
         let me = self.members.rank();
         let step = self.peers[peer as usize].pushed;
         let to = self.chunk_at(me, peer, step);
         writes(to);
-        // SAFETY: readable, as the caller promises; the chunk's place is this rank's, and its reader is done with it.
-        unsafe { std::ptr::copy_nonoverlapping(bytes, to, length.min(CHUNK)) };
+        // SAFETY: as the caller promises; the chunk's place is this rank's, and its reader is done with it.
+        unsafe { letter.take(at, to, length.min(CHUNK)) };
         self.page(me, peer).pushed.0.store(step + 1, Ordering::Release);
         self.peers[peer as usize].pushed = step + 1;
         self.members.ring(peer);

@@ -15,7 +15,7 @@ use crate::{
     communicator::{
         Progress,
         exchange::protocol_error,
-        letter::{Envelope, Letter, Reply},
+        letter::{Envelope, Letter, PIECE, Reply},
         post::{Accepted, Delivery, Desk, Post, Wire},
     },
     dtype::DType,
@@ -26,6 +26,7 @@ use crate::{
 const EAGER: usize = 16 * 1024;
 /// Bytes of a chunk: as in the exchange.
 const CHUNK: usize = 64 * 1024;
+const _: () = assert!(CHUNK.is_multiple_of(PIECE));
 /// Chunks on the way to a peer.
 const CHUNKS: u64 = 4;
 /// Envelopes that a peer has not opened.
@@ -202,9 +203,19 @@ impl Wire for Messages {
         Ok(!full(&self.peers[peer as usize]))
     }
 
-    unsafe fn push(&mut self, peer: u32, bytes: *const u8, length: usize) {
-        // SAFETY: readable, as the caller promises.
-        self.send(peer, Mail::Chunk, unsafe { std::slice::from_raw_parts(bytes, length) });
+    unsafe fn push(&mut self, peer: u32, letter: &Letter, at: u64, length: usize) {
+        let mut packed = Vec::new();
+        let chunk = match letter.is_in_pieces() {
+            true => {
+                packed.resize(length, 0);
+                // SAFETY: as the caller promises.
+                unsafe { letter.take(at, packed.as_mut_ptr(), length) };
+                &packed[..]
+            }
+            // SAFETY: as the caller promises, and readable as the letter's maker did.
+            false => unsafe { std::slice::from_raw_parts(letter.memory().add(at as usize), length) },
+        };
+        self.send(peer, Mail::Chunk, chunk);
         self.peers[peer as usize].pushed += 1;
     }
 

@@ -3,6 +3,11 @@
 //! A [`super::View`] makes cursors and answers for their bounds: every run they yield is inside the view's span. Copies
 //! of single elements are loops over a fixed type, which the compiler turns into vectors where the processor has them.
 
+use crate::communicator::copy;
+
+/// Runs that are worth streaming: of shorter ones too many lines are written in part.
+const STREAMED: usize = if cfg!(test) { 16 } else { 512 };
+
 /// A way through the bytes of a box in row-major order, run by run. Holds no pointer: whoever reads or writes says
 /// where the view's base address is.
 #[derive(Debug)]
@@ -17,6 +22,8 @@ pub struct Cursor {
     left: u64,
     /// The dimensions outside of the runs, outermost first.
     axes: Vec<Axis>,
+    /// Whether long runs are written past the caches.
+    streams: bool,
 }
 
 #[derive(Debug)]
@@ -31,12 +38,17 @@ impl Cursor {
     /// From `base` on, `left` bytes in runs of `run`, repeated along axes of (extent, stride in bytes), outermost first.
     pub(super) fn new(base: i64, run: usize, left: u64, axes: impl Iterator<Item = (u64, i64)>) -> Cursor {
         let axes = axes.map(|(extent, stride)| Axis { extent, stride, at: 0 }).collect();
-        Cursor { base, run, within: 0, left, axes }
+        Cursor { base, run, within: 0, left, axes, streams: false }
     }
 
     /// A way through bytes that lie one behind the other.
     pub fn contiguous(bytes: u64) -> Cursor {
-        Cursor { base: 0, run: bytes as usize, within: 0, left: bytes, axes: Vec::new() }
+        Cursor { base: 0, run: bytes as usize, within: 0, left: bytes, axes: Vec::new(), streams: false }
+    }
+
+    /// Whether long runs are to be written past the caches from here on: whoever wants that drains them.
+    pub(super) fn stream(&mut self, streams: bool) {
+        self.streams = streams;
     }
 
     /// Bytes from here to the end.
@@ -95,7 +107,7 @@ impl Cursor {
                         4 => strided::<u32, READ>(place, stride, buffer, count),
                         8 => strided::<u64, READ>(place, stride, buffer, count),
                         16 => strided::<u128, READ>(place, stride, buffer, count),
-                        run => rows::<READ>(place, stride, buffer, count, run),
+                        run => rows::<READ>(place, stride, buffer, count, run, self.streams),
                     }
                     buffer = buffer.add(count * self.run);
                 }
@@ -110,7 +122,7 @@ impl Cursor {
             // SAFETY: `piece` bytes of the present run follow, and the buffer has room.
             unsafe {
                 let place = memory.offset(self.base as isize + self.within as isize);
-                one::<READ>(place, buffer, piece);
+                one::<READ>(place, buffer, piece, self.streams);
                 buffer = buffer.add(piece);
             }
             bytes -= piece;
@@ -152,21 +164,30 @@ unsafe fn strided<T: Copy, const READ: bool>(place: *mut u8, stride: isize, buff
 
 /// # Safety
 /// As [`strided`], for elements of `run` bytes.
-unsafe fn rows<const READ: bool>(place: *mut u8, stride: isize, buffer: *mut u8, count: usize, run: usize) {
+unsafe fn rows<const READ: bool>(
+    place: *mut u8,
+    stride: isize,
+    buffer: *mut u8,
+    count: usize,
+    run: usize,
+    streams: bool,
+) {
     for at in 0..count {
         // SAFETY: the caller's promises.
-        unsafe { one::<READ>(place.offset(stride * at as isize), buffer.add(at * run), run) }
+        unsafe { one::<READ>(place.offset(stride * at as isize), buffer.add(at * run), run, streams) }
     }
 }
 
 /// # Safety
 /// As [`strided`], for one element of so many bytes.
-unsafe fn one<const READ: bool>(place: *mut u8, buffer: *mut u8, bytes: usize) {
+#[inline]
+unsafe fn one<const READ: bool>(place: *mut u8, buffer: *mut u8, bytes: usize, streams: bool) {
+    let (from, to) = if READ { (place, buffer) } else { (buffer, place) };
     // SAFETY: the caller's promises.
     unsafe {
-        match READ {
-            true => place.copy_to_nonoverlapping(buffer, bytes),
-            false => buffer.copy_to_nonoverlapping(place, bytes),
+        match streams && bytes >= STREAMED {
+            true => copy::stream(from, to, bytes),
+            false => copy::copy(from, to, bytes),
         }
     }
 }

@@ -119,11 +119,10 @@ fn random_transfers_over_sockets_arrive() {
     carry_out(4, "=sockets", 840_000, CASES / 4);
 }
 
-/// Large enough that buckets are filled, split, sent from where they are, and overlap.
-#[test]
-fn large_tensors_arrive_by_threads_that_wait() {
-    let groups = world(4, "");
-    seeds(850_000, 12, |random| {
+/// Large enough that buckets are filled, split, sent from where they are or piece by piece, and overlap.
+fn carry_out_large(communicators: &str, first: u64, count: u64) {
+    let groups = world(4, communicators);
+    seeds(first, count, |random| {
         let wanted = Wanted { elements: 200_000, ..ANYTHING };
         let (items, mut options) = random::transfer_in(random, wanted, 4);
         options.bucket_bytes = *random.pick(&[1 << 12, 1 << 16, 1 << 20]);
@@ -142,6 +141,16 @@ fn large_tensors_arrive_by_threads_that_wait() {
         transfers.iter().for_each(|transfer| check_done(&plan, transfer));
         world.check_contents();
     });
+}
+
+#[test]
+fn large_tensors_arrive_by_threads_that_wait() {
+    carry_out_large("", 850_000, 16);
+}
+
+#[test]
+fn large_tensors_arrive_over_sockets() {
+    carry_out_large("=sockets", 855_000, 6);
 }
 
 #[test]

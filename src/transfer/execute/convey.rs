@@ -2,12 +2,16 @@
 //! one pass.
 //!
 //! What lies in runs of some length is converted where it is; what is scattered passes through a tile that stays in the
-//! nearest cache. Nothing here knows a plan.
+//! nearest cache. A [`Conveyor`] does so for all chunks of a bucket, as the bytes come to be carried. Nothing here knows
+//! a plan.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, ptr::NonNull};
 
 use super::super::cursor::Cursor;
-use crate::{communicator::reduce, dtype::DType};
+use crate::{
+    communicator::{Pieces, copy, reduce},
+    dtype::DType,
+};
 
 /// Elements of a tile: at most 4 KiB.
 const TILE: usize = 512;
@@ -116,7 +120,7 @@ pub(super) unsafe fn relay(from: Elements<'_>, wire: DType, to: Elements<'_>, mu
         if from.dtype == wire && wire == to.dtype && run.min(room) >= LONG {
             let step = run.min(room).min(count);
             // SAFETY: `step` elements lie at both places.
-            unsafe { place.copy_to_nonoverlapping(goal, step * size) };
+            unsafe { copy::copy(place, goal, step * size) };
             from.cursor.advance(step * size);
             to.cursor.advance(step * size);
             count -= step;
@@ -146,6 +150,100 @@ pub(super) unsafe fn relay(from: Elements<'_>, wire: DType, to: Elements<'_>, mu
     }
 }
 
+/// A chunk of a bucket that is conveyed.
+pub(super) struct Part {
+    pub(super) cursor: Cursor,
+    /// The view's base address.
+    pub(super) memory: *mut u8,
+    pub(super) dtype: DType,
+    /// What its elements are in the bucket.
+    pub(super) wire: DType,
+    /// Where in the bucket they begin, and their bytes there.
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+/// The bytes of a bucket, first to last, straight between tensors and whoever carries them.
+pub(super) struct Conveyor {
+    parts: Vec<Part>,
+    /// The part that is next, and the byte of the bucket.
+    next: usize,
+    at: u64,
+    is_source: bool,
+}
+
+// SAFETY: whoever made it promised the tensors' use from any thread.
+unsafe impl Send for Conveyor {}
+
+impl Conveyor {
+    /// Of parts that lie one behind the other: to be packed, or unpacked.
+    ///
+    /// # Safety
+    /// Each part's cursor has its elements, which are readable, or writable, as long as anything is passed.
+    pub(super) unsafe fn new(parts: Vec<Part>, is_source: bool) -> Conveyor {
+        Conveyor { parts, next: 0, at: 0, is_source }
+    }
+}
+
+impl Pieces for Conveyor {
+    unsafe fn pass(&mut self, mut place: *mut u8, mut length: usize, streams: bool) {
+        while length > 0 {
+            let (begin, end) =
+                self.parts.get(self.next).map_or((u64::MAX, u64::MAX), |part| (part.offset, part.offset + part.bytes));
+            let gap = begin.saturating_sub(self.at);
+            let step = if gap > 0 { gap } else { end - self.at }.min(length as u64) as usize;
+            // SAFETY: the caller's promise; `new` promised the elements.
+            unsafe {
+                match self.parts.get_mut(self.next) {
+                    Some(part) if gap == 0 => {
+                        part.cursor.stream(streams);
+                        let elements = Elements { cursor: &mut part.cursor, memory: part.memory, dtype: part.dtype };
+                        let count = step / part.wire.size();
+                        match self.is_source {
+                            true => pack(elements, part.wire, place, count),
+                            false => unpack(elements, part.wire, place, count),
+                        }
+                    }
+                    // Nobody gets to see what was in the memory before.
+                    _ if self.is_source => place.write_bytes(0, step),
+                    _ => {}
+                }
+                place = place.add(step);
+            }
+            length -= step;
+            self.at += step as u64;
+            self.next += usize::from(self.at == end);
+        }
+        if streams {
+            copy::drain();
+        }
+    }
+}
+
+/// A conveyor that stays where it is, for letters that know it by its address.
+pub(super) struct Loaded(NonNull<Conveyor>);
+
+// SAFETY: it owns the conveyor, which may be sent.
+unsafe impl Send for Loaded {}
+
+impl Loaded {
+    pub(super) fn new(conveyor: Conveyor) -> Loaded {
+        Loaded(NonNull::from(Box::leak(Box::new(conveyor))))
+    }
+
+    /// What letters know. Valid as long as this lives.
+    pub(super) fn pieces(&self) -> NonNull<dyn Pieces> {
+        self.0
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // SAFETY: it came from a box, and whoever was given its address is done with it.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +255,45 @@ mod tests {
         // SAFETY: both hold `count` elements.
         unsafe { reduce::convert(DType::Float32, dtype, wide.as_ptr(), narrow.as_mut_ptr(), count) };
         narrow
+    }
+
+    #[test]
+    fn a_bucket_is_conveyed_in_steps_of_any_size_and_its_gaps_are_zero() {
+        // Two chunks with a gap between them: 5 floats that travel as half floats, and a column of 9 floats.
+        let floats: Vec<f32> = (0..40).map(|at| at as f32).collect();
+        let column = |memory: *mut u8| {
+            let region = Region { start: vec![0, 0], extent: vec![9, 1] };
+            let view = View::new(region, DType::Float32, Side::Target, Some(&[4, 1])).unwrap();
+            let cursor = view.cursor(&[0, 0], &[9, 1]).unwrap();
+            Part { cursor, memory, dtype: DType::Float32, wire: DType::Float32, offset: 16, bytes: 36 }
+        };
+        let parts = |memory: &mut [f32]| {
+            let memory: *mut u8 = memory.as_mut_ptr().cast();
+            let (cursor, wire) = (Cursor::contiguous(20), DType::Bfloat16);
+            vec![
+                Part { cursor, memory, dtype: DType::Float32, wire, offset: 0, bytes: 10 },
+                column(memory.wrapping_add(20)),
+            ]
+        };
+        for step in [16, 32, 48, 52] {
+            for streams in [false, true] {
+                let mut from = floats.clone();
+                let mut bucket = vec![0xa5_u8; 52];
+                let mut arrived = vec![-1.0f32; 40];
+                // SAFETY: memory of 40 floats holds both parts, and so does the bucket of 52 bytes.
+                unsafe {
+                    let mut packer = Conveyor::new(parts(&mut from), true);
+                    bucket.chunks_mut(step).for_each(|place| packer.pass(place.as_mut_ptr(), place.len(), streams));
+                    let mut unpacker = Conveyor::new(parts(&mut arrived), false);
+                    bucket.chunks_mut(step).for_each(|place| unpacker.pass(place.as_mut_ptr(), place.len(), streams));
+                }
+                assert_eq!(bucket[10..16], [0; 6]);
+                for (at, value) in arrived.iter().enumerate() {
+                    let moved = at < 5 || (at - 5) % 4 == 0 && at <= 37;
+                    assert_eq!(*value, if moved { at as f32 } else { -1.0 }, "element {at}, steps of {step}");
+                }
+            }
+        }
     }
 
     const TYPES: [DType; 4] = [DType::Float32, DType::Bfloat16, DType::Float64, DType::Float16];

@@ -34,8 +34,8 @@ use crate::{
     group::{Group, Request, batch},
 };
 
-/// How long a waiting thread sleeps at most before it looks after every bucket in flight.
-const NAP: Duration = Duration::from_micros(200);
+/// How long a waiting thread sleeps at most, if nothing wakes it: others may want to ask, meanwhile, how far it is.
+const NAP: Duration = Duration::from_millis(1);
 
 /// A plan and a group, with the memory of this rank's tensors.
 pub struct Transfer {
@@ -233,7 +233,8 @@ impl Transfer {
         }
     }
 
-    /// Sleeps until something may have changed, but no longer than `at_most`, nor than a short nap.
+    /// Sleeps until something has come or gone for which this rank has more to do, but no longer than `at_most`, nor
+    /// than a millisecond.
     pub fn rest(&mut self, at_most: Duration) {
         match (&mut self.state, &mut self.walk) {
             (State::Checking(check), _) => {

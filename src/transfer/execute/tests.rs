@@ -1,9 +1,10 @@
 //! Walks over a network that exists only here: nothing is buffered, and dice decide when a message moves.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeSet, ptr::NonNull, rc::Rc, sync::Arc, time::Duration};
 
 use super::{super::layout::Side, tensors::Tensors, walk::Walk, wire::Wire};
 use crate::{
+    communicator::Pieces,
     dtype::{DType, Op},
     error::{Error, Result},
     transfer::{Item, Layout, Mesh, Options, Placement, Plan, Transport},
@@ -25,9 +26,40 @@ struct Message {
     to: u32,
     tag: u32,
     send: bool,
-    memory: *mut u8,
+    place: Place,
     bytes: usize,
     over: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Memory(*mut u8),
+    Pieces(NonNull<dyn Pieces>),
+}
+
+impl Place {
+    /// Copies a whole message between here and `buffer`.
+    ///
+    /// # Safety
+    /// There is room for it on both sides.
+    unsafe fn pass(self, send: bool, buffer: &mut [u8], dice: &mut dyn FnMut(usize) -> usize) {
+        // SAFETY: the caller's promise; steps are multiples of 16 bytes but for the last.
+        unsafe {
+            match self {
+                Place::Memory(memory) if send => memory.copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()),
+                Place::Memory(memory) => memory.copy_from_nonoverlapping(buffer.as_ptr(), buffer.len()),
+                Place::Pieces(mut pieces) => {
+                    let mut rest = buffer;
+                    while !rest.is_empty() {
+                        let step = (16 * (1 + dice(100))).min(rest.len());
+                        let streams = dice(2) == 0;
+                        pieces.as_mut().pass(rest.as_mut_ptr(), step, streams);
+                        rest = &mut rest[step..];
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl Network {
@@ -73,8 +105,12 @@ impl Network {
         let (send, receive) = pairs[self.random(pairs.len())];
         let (from, to) = (&self.messages[send], &self.messages[receive]);
         assert_eq!(from.bytes, to.bytes, "both sides mean the same bytes");
-        // SAFETY: both walks promised the memory until their side is over.
-        unsafe { from.memory.copy_to_nonoverlapping(to.memory, from.bytes) };
+        let (from, to, mut buffer) = (from.place, to.place, vec![0; from.bytes]);
+        // SAFETY: both walks promised memory or pieces until their side is over.
+        unsafe {
+            from.pass(true, &mut buffer, &mut |below| self.random(below));
+            to.pass(false, &mut buffer, &mut |below| self.random(below));
+        }
         self.messages[send].over = true;
         self.messages[receive].over = true;
     }
@@ -89,13 +125,26 @@ impl Wire for Link {
     type Ticket = usize;
 
     unsafe fn send(&mut self, to: u32, tag: u32, memory: *const u8, bytes: u64) -> Result<usize> {
-        let memory = memory.cast_mut();
-        let message = Message { from: self.rank, to, tag, send: true, memory, bytes: bytes as usize, over: false };
+        let place = Place::Memory(memory.cast_mut());
+        let message = Message { from: self.rank, to, tag, send: true, place, bytes: bytes as usize, over: false };
         self.network.borrow_mut().post(message)
     }
 
     unsafe fn receive(&mut self, from: u32, tag: u32, memory: *mut u8, bytes: u64) -> Result<usize> {
-        let message = Message { from, to: self.rank, tag, send: false, memory, bytes: bytes as usize, over: false };
+        let place = Place::Memory(memory);
+        let message = Message { from, to: self.rank, tag, send: false, place, bytes: bytes as usize, over: false };
+        self.network.borrow_mut().post(message)
+    }
+
+    unsafe fn send_pieces(&mut self, to: u32, tag: u32, pieces: NonNull<dyn Pieces>, bytes: u64) -> Result<usize> {
+        let place = Place::Pieces(pieces);
+        let message = Message { from: self.rank, to, tag, send: true, place, bytes: bytes as usize, over: false };
+        self.network.borrow_mut().post(message)
+    }
+
+    unsafe fn receive_pieces(&mut self, from: u32, tag: u32, pieces: NonNull<dyn Pieces>, bytes: u64) -> Result<usize> {
+        let place = Place::Pieces(pieces);
+        let message = Message { from, to: self.rank, tag, send: false, place, bytes: bytes as usize, over: false };
         self.network.borrow_mut().post(message)
     }
 
@@ -107,7 +156,7 @@ impl Wire for Link {
         assert!(self.network.borrow_mut().given_up.insert(*ticket), "given up twice");
     }
 
-    fn rest(&mut self, _: &usize, _: Duration) {}
+    fn rest(&mut self, _: &[&usize], _: Duration) {}
 }
 
 /// A sum that is wanted elsewhere, an average that is cast, a broadcast, a copy, and rows that become columns.

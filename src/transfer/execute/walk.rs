@@ -14,7 +14,8 @@
 //!
 //! Messages carry the bucket's number as their tag, and of one bucket at most one goes from one rank to another; so no
 //! order among buckets is needed for a message to meet its receive. A bucket that is one run of memory as it travels is
-//! sent from there, and received there, without staging.
+//! sent from there, and received there, without staging. So is any other between two ranks, unless it is small: it is
+//! packed where whoever carries it wants its bytes, and unpacked from where it finds them.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,7 +29,7 @@ use super::{
         layout::Side,
         plan::{Bucket, Chunk, Plan, Round, Transport},
     },
-    convey::{self, Elements},
+    convey::{self, Conveyor, Elements, Loaded, Part},
     staging::{Buffer, Staging},
     tensors::Tensors,
     wire::Wire,
@@ -42,6 +43,8 @@ use crate::{
 /// Blocks of a broadcast are not made smaller than this to give every target one: a message costs about what so many
 /// bytes do.
 const SMALLEST_BLOCK: u64 = 4096;
+/// Buckets between two ranks that are no larger are staged: in one piece they may travel without being asked for.
+const SMALL_BUCKET: u64 = if cfg!(test) { 64 } else { 4096 };
 /// Blocks of a broadcast begin at multiples of this.
 const BLOCK_ALIGN: u64 = 64;
 
@@ -73,6 +76,8 @@ struct Flight<T> {
     memory: *mut u8,
     /// What was staged for it.
     buffers: Vec<Buffer>,
+    /// What it passes through instead, between two ranks.
+    conveyor: Option<Loaded>,
     /// With a broadcast that is received, this rank's block, until it is passed on.
     to_pass_on: Option<(T, u64, u64)>,
     is_over: bool,
@@ -172,14 +177,14 @@ impl<W: Wire> Walk<W> {
         }
     }
 
-    /// Sleeps until something may have changed for the oldest flight, but no longer than `at_most`.
+    /// Sleeps until one of the messages is over, but no longer than `at_most`.
     pub(super) fn rest(&mut self, at_most: Duration) {
-        let oldest = self
-            .flights
-            .iter()
-            .find_map(|flight| flight.tickets.first().or(flight.to_pass_on.as_ref().map(|(ticket, ..)| ticket)));
-        if let Some(ticket) = oldest {
-            self.wire.rest(ticket, at_most);
+        let mut tickets: Vec<&W::Ticket> = Vec::new();
+        for flight in &self.flights {
+            tickets.extend(flight.tickets.iter().chain(flight.to_pass_on.as_ref().map(|(ticket, ..)| ticket)));
+        }
+        if !tickets.is_empty() {
+            self.wire.rest(&tickets, at_most);
         }
     }
 
@@ -221,6 +226,7 @@ impl<W: Wire> Walk<W> {
                     self.land(flight, &bucket);
                 }
                 Transport::None => self.begin_round(flight, &bucket, tensors)?,
+                Transport::P2p => self.begin_pair(flight, &bucket, tensors)?,
                 _ if bucket.source == self.rank => {
                     self.fill(flight, &bucket, tensors)?;
                     let (memory, targets) = (flight.memory, bucket.targets);
@@ -252,6 +258,67 @@ impl<W: Wire> Walk<W> {
             }
         }
         Ok(())
+    }
+
+    /// Sends a bucket to its only target, or receives it there.
+    ///
+    /// # Safety
+    /// As [`Walk::poll`].
+    unsafe fn begin_pair(
+        &mut self,
+        flight: &mut Flight<W::Ticket>,
+        bucket: &Bucket<'_>,
+        tensors: &Tensors,
+    ) -> Result<()> {
+        let (tag, is_source) = (flight.bucket as u32, bucket.source == self.rank);
+        let peer = match bucket.targets {
+            [target] if is_source => *target,
+            _ => bucket.source,
+        };
+        let place = if is_source { self.sent_from(bucket, tensors)? } else { self.received_at(bucket, tensors)? };
+        // SAFETY: the caller's promises; the flight keeps memory and conveyor until its message is over.
+        let ticket = unsafe {
+            match place {
+                Some(place) => flight.memory = place,
+                None if bucket.bytes > SMALL_BUCKET => {
+                    let parts = self.parts(bucket, tensors, is_source)?;
+                    let conveyor = flight.conveyor.insert(Loaded::new(Conveyor::new(parts, is_source)));
+                    let pieces = conveyor.pieces();
+                    let ticket = match is_source {
+                        true => self.wire.send_pieces(peer, tag, pieces, bucket.bytes),
+                        false => self.wire.receive_pieces(peer, tag, pieces, bucket.bytes),
+                    };
+                    flight.tickets.push(ticket?);
+                    return Ok(());
+                }
+                None if is_source => self.fill_staged(flight, bucket, tensors)?,
+                None => self.stage(flight, bucket)?,
+            }
+            match is_source {
+                true => self.wire.send(peer, tag, flight.memory, bucket.bytes)?,
+                false => self.wire.receive(peer, tag, flight.memory, bucket.bytes)?,
+            }
+        };
+        flight.tickets.push(ticket);
+        Ok(())
+    }
+
+    /// The chunks of a bucket, for a conveyor.
+    fn parts(&self, bucket: &Bucket<'_>, tensors: &Tensors, is_source: bool) -> Result<Vec<Part>> {
+        let part = |chunk: Chunk<'_>| {
+            let (memory, cursor, dtype) = match is_source {
+                true => {
+                    let (memory, cursor) = self.origin(&chunk, tensors)?;
+                    (memory, cursor, source_dtype(&self.plan, &chunk)?)
+                }
+                false => {
+                    let (bound, cursor) = tensors.cursor(chunk.item, Side::Target, chunk.start, chunk.extent)?;
+                    (bound.memory, cursor, target_dtype(&self.plan, &chunk)?)
+                }
+            };
+            Ok(Part { cursor, memory, dtype, wire: chunk.dtype, offset: chunk.offset, bytes: chunk.bytes })
+        };
+        chunks(&self.plan, bucket).map(part).collect()
     }
 
     /// Sends the other members of a round their blocks, and receives theirs of this rank's.
@@ -350,6 +417,7 @@ impl<W: Wire> Walk<W> {
     /// The operation is over.
     fn land(&mut self, flight: &mut Flight<W::Ticket>, bucket: &Bucket<'_>) {
         flight.buffers.drain(..).for_each(|buffer| self.staging.give(buffer));
+        flight.conveyor = None;
         flight.is_over = true;
         self.buckets_done += 1;
         self.bytes_done += bucket.bytes;
@@ -370,18 +438,22 @@ impl<W: Wire> Walk<W> {
     /// # Safety
     /// As [`Walk::poll`].
     unsafe fn fill(&mut self, flight: &mut Flight<W::Ticket>, bucket: &Bucket<'_>, tensors: &Tensors) -> Result<()> {
-        if let Some(chunk) = only(&self.plan, bucket)
-            && self.plan.dtype(chunk.item, Side::Source) == Some(chunk.dtype)
-        {
-            let (memory, cursor) = self.origin(&chunk, tensors)?;
-            if let Some((offset, bytes)) = cursor.run().filter(|(_, bytes)| *bytes as u64 == cursor.left()) {
-                debug_assert_eq!(bytes as u64, bucket.bytes);
-                flight.memory = memory.wrapping_offset(offset as isize);
-                return Ok(());
-            }
+        match self.sent_from(bucket, tensors)? {
+            Some(place) => flight.memory = place,
+            // SAFETY: the caller's promises.
+            None => unsafe { self.fill_staged(flight, bucket, tensors) }?,
         }
-        // SAFETY: the caller's promises.
-        unsafe { self.fill_staged(flight, bucket, tensors) }
+        Ok(())
+    }
+
+    /// Where the bucket lies as it travels, if it does.
+    fn sent_from(&self, bucket: &Bucket<'_>, tensors: &Tensors) -> Result<Option<*mut u8>> {
+        let Some(chunk) = only(&self.plan, bucket) else { return Ok(None) };
+        if self.plan.dtype(chunk.item, Side::Source) != Some(chunk.dtype) {
+            return Ok(None);
+        }
+        let (memory, cursor) = self.origin(&chunk, tensors)?;
+        Ok(in_one_run(memory, &cursor))
     }
 
     /// Packs the bucket.
@@ -419,24 +491,26 @@ impl<W: Wire> Walk<W> {
     }
 
     /// Where the bucket is to be received: staged, or in place if it lies there as it travels.
-    ///
-    /// # Safety
-    /// As [`Walk::poll`].
-    unsafe fn make_room(
-        &mut self,
-        flight: &mut Flight<W::Ticket>,
-        bucket: &Bucket<'_>,
-        tensors: &Tensors,
-    ) -> Result<()> {
-        if let Some(chunk) = only(&self.plan, bucket)
-            && self.plan.dtype(chunk.item, Side::Target) == Some(chunk.dtype)
-        {
-            let (bound, cursor) = tensors.cursor(chunk.item, Side::Target, chunk.start, chunk.extent)?;
-            if let Some((offset, _)) = cursor.run().filter(|(_, bytes)| *bytes as u64 == cursor.left()) {
-                flight.memory = bound.memory.wrapping_offset(offset as isize);
-                return Ok(());
-            }
+    fn make_room(&mut self, flight: &mut Flight<W::Ticket>, bucket: &Bucket<'_>, tensors: &Tensors) -> Result<()> {
+        match self.received_at(bucket, tensors)? {
+            Some(place) => flight.memory = place,
+            None => self.stage(flight, bucket)?,
         }
+        Ok(())
+    }
+
+    /// Where the bucket will lie as it travels, if it does.
+    fn received_at(&self, bucket: &Bucket<'_>, tensors: &Tensors) -> Result<Option<*mut u8>> {
+        let Some(chunk) = only(&self.plan, bucket) else { return Ok(None) };
+        if self.plan.dtype(chunk.item, Side::Target) != Some(chunk.dtype) {
+            return Ok(None);
+        }
+        let (bound, cursor) = tensors.cursor(chunk.item, Side::Target, chunk.start, chunk.extent)?;
+        Ok(in_one_run(bound.memory, &cursor))
+    }
+
+    /// Memory for the bucket.
+    fn stage(&mut self, flight: &mut Flight<W::Ticket>, bucket: &Bucket<'_>) -> Result<()> {
         let buffer = self.staging.take(bucket.bytes)?;
         flight.memory = buffer.start();
         flight.buffers.push(buffer);
@@ -546,6 +620,7 @@ impl<T> Flight<T> {
             tickets: Vec::new(),
             memory: std::ptr::null_mut(),
             buffers: Vec::new(),
+            conveyor: None,
             to_pass_on: None,
             is_over: false,
         }
@@ -559,6 +634,12 @@ fn chunks<'a>(plan: &'a Plan, bucket: &Bucket<'_>) -> impl Iterator<Item = Chunk
 /// The chunk of a bucket that has just one.
 fn only<'a>(plan: &'a Plan, bucket: &Bucket<'_>) -> Option<Chunk<'a>> {
     (bucket.chunks.1 - bucket.chunks.0 == 1).then(|| plan.chunk(bucket.chunks.0)).flatten()
+}
+
+/// Where all bytes of a cursor are, if they lie one behind the other.
+fn in_one_run(memory: *mut u8, cursor: &Cursor) -> Option<*mut u8> {
+    let (offset, bytes) = cursor.run()?;
+    (bytes as u64 == cursor.left()).then(|| memory.wrapping_offset(offset as isize))
 }
 
 fn count(chunk: &Chunk<'_>) -> usize {

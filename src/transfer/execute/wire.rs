@@ -3,10 +3,10 @@
 //! Messages between two ranks are told apart by tags; two with one tag keep their order. Nothing waits but
 //! [`Wire::rest`], which ends in time.
 
-use std::{sync::Arc, time::Duration};
+use std::{ptr::NonNull, sync::Arc, time::Duration};
 
 use crate::{
-    communicator::{Letter, Progress},
+    communicator::{Letter, Pieces, Progress},
     config::Timeout,
     dtype::DType,
     error::{Error, Result},
@@ -30,6 +30,30 @@ pub(super) trait Wire {
     /// Until the message is over, or was given up, the memory is writable and nobody else touches it.
     unsafe fn receive(&mut self, from: u32, tag: u32, memory: *mut u8, bytes: u64) -> Result<Self::Ticket>;
 
+    /// Sends bytes that pass through `pieces`.
+    ///
+    /// # Safety
+    /// Until the message is over, or was given up, the pieces are there, with so many bytes, and nobody else's.
+    unsafe fn send_pieces(
+        &mut self,
+        to: u32,
+        tag: u32,
+        pieces: NonNull<dyn Pieces>,
+        bytes: u64,
+    ) -> Result<Self::Ticket>;
+
+    /// Receives bytes that pass through `pieces`, exactly so many.
+    ///
+    /// # Safety
+    /// As [`Wire::send_pieces`].
+    unsafe fn receive_pieces(
+        &mut self,
+        from: u32,
+        tag: u32,
+        pieces: NonNull<dyn Pieces>,
+        bytes: u64,
+    ) -> Result<Self::Ticket>;
+
     /// Whether a message is over: its memory is the caller's again, and received bytes are there. It is over, too, if
     /// this fails. Also goes on with whatever is under way.
     fn is_over(&mut self, ticket: &mut Self::Ticket) -> Result<bool>;
@@ -37,8 +61,8 @@ pub(super) trait Wire {
     /// Lets a message go: nothing touches its memory any more. One that is not over fails its group.
     fn give_up(&mut self, ticket: &Self::Ticket);
 
-    /// Sleeps until something may have changed for the message, but no longer than `at_most`.
-    fn rest(&mut self, ticket: &Self::Ticket, at_most: Duration);
+    /// Sleeps until one of the messages is over, but no longer than `at_most`. Meanwhile all go on.
+    fn rest(&mut self, tickets: &[&Self::Ticket], at_most: Duration);
 }
 
 /// How long to sleep while another thread is inside a call of the group.
@@ -88,6 +112,26 @@ impl Wire for Post {
         self.post(unsafe { Letter::receive(from, self.tag(tag), DType::Bytes, memory, bytes) })
     }
 
+    unsafe fn send_pieces(&mut self, to: u32, tag: u32, pieces: NonNull<dyn Pieces>, bytes: u64) -> Result<Ticket> {
+        // SAFETY: the caller's promises; nothing is read from the memory of a letter in pieces.
+        self.post(unsafe {
+            Letter::send(to, self.tag(tag), DType::Bytes, std::ptr::dangling(), bytes).in_pieces(pieces)
+        })
+    }
+
+    unsafe fn receive_pieces(
+        &mut self,
+        from: u32,
+        tag: u32,
+        pieces: NonNull<dyn Pieces>,
+        bytes: u64,
+    ) -> Result<Ticket> {
+        // SAFETY: the caller's promises; nothing is written to the memory of a letter in pieces.
+        self.post(unsafe {
+            Letter::receive(from, self.tag(tag), DType::Bytes, std::ptr::dangling_mut(), bytes).in_pieces(pieces)
+        })
+    }
+
     fn is_over(&mut self, ticket: &mut Ticket) -> Result<bool> {
         if let Ticket::Kept(letter) = ticket {
             *ticket = self.post(*letter)?;
@@ -104,11 +148,17 @@ impl Wire for Post {
         }
     }
 
-    fn rest(&mut self, ticket: &Ticket, at_most: Duration) {
-        match ticket {
-            // How it ended, `is_over` says.
-            Ticket::Posted(request) => drop(request.wait(Timeout::After(at_most))),
-            Ticket::Kept(_) => std::thread::sleep(at_most.min(SHORT_NAP)),
+    fn rest(&mut self, tickets: &[&Ticket], at_most: Duration) {
+        let posted = tickets.iter().filter_map(|ticket| match ticket {
+            Ticket::Posted(request) => Some(&**request),
+            Ticket::Kept(_) => None,
+        });
+        let posted: Vec<&Request> = posted.collect();
+        if posted.len() == tickets.len() {
+            Request::wait_for_any(&posted, at_most);
+        } else {
+            // No bell says when the other thread has left the group.
+            std::thread::sleep(at_most.min(SHORT_NAP));
         }
     }
 }
