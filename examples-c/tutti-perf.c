@@ -158,26 +158,6 @@ static const char *why(void *context) { return ((served_t *)context)->why; }
 
 /* ---- Ranks and communicators ---------------------------------------------------------------------------------- */
 
-/* Whether torchrun, mpirun or srun started this process. */
-static int is_launched(void) {
-    static const char *const VARIABLES[] = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"};
-    for (size_t i = 0; i < sizeof VARIABLES / sizeof VARIABLES[0]; i++) {
-        if (getenv(VARIABLES[i]) != NULL) return 1;
-    }
-    return 0;
-}
-
-static tutti_group_t *join_launched_world(int64_t timeout_ms) {
-    tutti_world_options_t options = TUTTI_WORLD_OPTIONS_INIT;
-    tutti_group_t *world = NULL;
-    int32_t rank = 0;
-    options.timeout_ms = timeout_ms;
-    TRY(tutti_world_create(&options, &world));
-    TRY(tutti_group_rank(world, &rank));
-    my_rank = rank;
-    return world;
-}
-
 /* A group of all ranks that has nothing but this communicator; NULL, with the reason, if it does not work here. */
 static tutti_group_t *group_of(served_t *it, const char *communicator, int size, int64_t timeout_ms) {
     char forced[64];
