@@ -32,6 +32,7 @@
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
+use super::hand_over::Store;
 use crate::{
     bootstrap::{Members, mapping::Mapping},
     communicator::{
@@ -132,6 +133,7 @@ pub(super) struct Memory {
     mapping: Arc<Mapping>,
     /// For committing stores; `None` where the memory needs none of that.
     fd: Option<OwnedFd>,
+    store: Store,
     sizes: Sizes,
     peers: Vec<Counts>,
 }
@@ -158,7 +160,7 @@ impl Memory {
     /// The post in a mapping of a [`part`] per rank; `fd` is what is mapped.
     pub(super) fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>) -> Self {
         let peers = vec![Counts::default(); members.size() as usize];
-        Memory { members, mapping, fd, sizes: SIZES, peers }
+        Memory { members, mapping, fd, store: Store::detect(), sizes: SIZES, peers }
     }
 
     /// What `writer` writes for `reader`.
@@ -170,7 +172,7 @@ impl Memory {
     }
 
     /// Where the store of `writer` for `reader` begins.
-    fn store(&self, writer: u32, reader: u32) -> usize {
+    fn store_of(&self, writer: u32, reader: u32) -> usize {
         let size = self.members.size();
         writer as usize * part(size) + committed(size) + reader as usize * STORE
     }
@@ -190,14 +192,14 @@ impl Memory {
     }
 
     fn store_at(&self, writer: u32, reader: u32, offset: usize, length: usize) -> *mut u8 {
-        self.mapping.at(self.store(writer, reader) + offset, length).as_ptr()
+        self.mapping.at(self.store_of(writer, reader) + offset, length).as_ptr()
     }
 
     /// Commits the store for `peer`, once.
     #[cold]
     fn take_store(&mut self, peer: u32) -> Result<()> {
         if let Some(fd) = &self.fd {
-            Mapping::commit(fd, self.store(self.members.rank(), peer), STORE)?;
+            Mapping::commit(fd, self.store_of(self.members.rank(), peer), STORE)?;
         }
         self.peers[peer as usize].has_store = true;
         Ok(())
@@ -293,7 +295,7 @@ impl Wire for Memory {
         let to = self.chunk_at(me, peer, step);
         writes(to);
         // SAFETY: readable, as the caller promises; the chunk's place is this rank's, and its reader is done with it.
-        unsafe { std::ptr::copy_nonoverlapping(bytes, to, length.min(CHUNK)) };
+        unsafe { self.store.copy(bytes, to, length.min(CHUNK)) };
         self.page(me, peer).pushed.0.store(step + 1, Ordering::Release);
         self.peers[peer as usize].pushed = step + 1;
         self.members.ring(peer);
