@@ -146,6 +146,7 @@ struct Communication {
     meeting: Meeting,
     exchange: Exchange<Segment>,
     letters: post::Letters,
+    parts: Parts,
     going: Going,
     scratch: Scratch,
     room: Room,
@@ -157,7 +158,7 @@ struct Communication {
 enum Going {
     Small(Small),
     Exchange,
-    Parts(Parts),
+    Parts,
     TwoShot(TwoShot),
     /// How it goes on is decided when all headers were seen: this rank's buffers are registered.
     Undecided(Undecided),
@@ -178,6 +179,7 @@ impl Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),
             letters: post::Letters::new(members.clone(), wire),
+            parts: Parts::new(members.clone()),
             going: Going::Exchange,
             scratch: Scratch::new(members.size()),
             room: Room::new(members.size()),
@@ -194,7 +196,7 @@ impl Communication {
                     return small.poll(&self.members, &self.exchange.lanes, &mut self.meeting, &mut self.scratch);
                 }
                 Going::Exchange => return self.exchange.poll(&mut self.meeting),
-                Going::Parts(parts) => return parts.poll(&mut self.exchange, &mut self.meeting),
+                Going::Parts => return self.parts.poll(&mut self.exchange, &mut self.meeting),
                 Going::TwoShot(two_shot) => {
                     return two_shot.poll(&mut self.exchange.lanes, &mut self.meeting, &mut self.scratch.sources);
                 }
@@ -270,7 +272,8 @@ impl Communicator for Communication {
         self.outcome = None;
         // SAFETY: as above; there is no payload.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
-        self.going = Going::Parts(Parts::new(self.members.clone(), call, sequence));
+        self.parts.begin(call, sequence);
+        self.going = Going::Parts;
         self.advance()
     }
 
@@ -296,7 +299,7 @@ impl Communicator for Communication {
             || match &mut self.going {
                 Going::Small(small) => small.awaits(&self.exchange.lanes, rank),
                 Going::Exchange => self.exchange.awaits(rank),
-                Going::Parts(parts) => parts.awaits(&mut self.exchange, rank),
+                Going::Parts => self.parts.awaits(&mut self.exchange, rank),
                 Going::TwoShot(two_shot) => two_shot.awaits(&self.exchange.lanes, rank),
                 Going::Pull(pull) => pull.awaits(&self.exchange.lanes, rank),
                 Going::Undecided(_) => false,
