@@ -442,18 +442,18 @@ impl Parcel {
                     let window = manifest.window(record);
                     let start = match view.shape.is_alike(&record.shape) {
                         true => view.data,
-                        false => parcel.copy(record.bytes(), |to| view.copy_to(to, &record.shape))?,
+                        false => parcel.copy(Slab::unwritten(record.bytes())?, |to| view.copy_to(to, &record.shape)),
                     };
                     // SAFETY: the window lies within the tensor, whose elements have no gaps.
                     (unsafe { start.add(window.start) }.cast_const(), window.len())
                 }
                 Load::Pack(pack, bytes) => {
-                    let start = parcel.copy(bytes, |to| {
+                    let start = parcel.copy(Slab::new(bytes)?, |to| {
                         for (index, at) in &pack {
                             // SAFETY: the pack has room for the tensor there.
                             views[*index].copy_to(unsafe { to.add(*at) }, &manifest.records[*index].shape);
                         }
-                    })?;
+                    });
                     (start.cast_const(), bytes)
                 }
             };
@@ -462,13 +462,12 @@ impl Parcel {
         Ok(parcel)
     }
 
-    /// A new stretch of memory, kept here, that `fill` fills.
-    fn copy(&mut self, bytes: usize, fill: impl FnOnce(*mut u8)) -> Result<*mut u8> {
-        let slab = Slab::new(bytes)?;
-        let start = slab.at(0, bytes);
+    /// Keeps a stretch of memory here, which `fill` fills.
+    fn copy(&mut self, slab: Slab, fill: impl FnOnce(*mut u8)) -> *mut u8 {
+        let start = slab.at(0, 0);
         fill(start);
         self._copies.push(slab);
-        Ok(start)
+        start
     }
 
     /// What follows the first message of the manifest.
@@ -550,7 +549,11 @@ impl Arrival {
                 at
             }));
         }
-        let slab = Slab::new(bytes)?;
+        // Slices are gathered with the padding of the last one, which may not tell what this memory held.
+        let slab = match loads.iter().any(|load| matches!(load, Load::One(index) if manifest.records[*index].sliced)) {
+            true => Slab::new(bytes)?,
+            false => Slab::unwritten(bytes)?,
+        };
         let mut arrival = Arrival {
             places: match views {
                 Some(views) => views.iter().map(|view| view.data).collect(),
