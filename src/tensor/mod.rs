@@ -149,27 +149,16 @@ pub struct Received {
 }
 
 impl Dict {
-    /// Sends tensors to a rank, and waits until their memory may be used again.
-    pub fn send(group: &Arc<Group>, views: &[View], options: Options) -> Result<()> {
-        let parcel = Parcel::new(group, views, false, &options)?;
-        let mut letters = Vec::with_capacity(parcel.pieces.len());
-        parcel.letters(&options, &mut letters);
-        group.exchange(&letters, options.timeout).map(drop)
-    }
-
-    /// Sends an object.
-    pub fn send_object(group: &Arc<Group>, object: &View, options: Options) -> Result<()> {
-        let parcel = Parcel::new(group, std::slice::from_ref(object), true, &options)?;
-        let mut letters = Vec::with_capacity(parcel.pieces.len());
-        parcel.letters(&options, &mut letters);
-        group.exchange(&letters, options.timeout).map(drop)
+    /// Sends tensors to a rank, with `object` one that is an object, and waits until their memory may be used again.
+    pub fn send(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<()> {
+        let parcel = Parcel::new(group, views, object, &options)?;
+        group.exchange(&parcel.letters(&options), options.timeout).map(drop)
     }
 
     /// Starts to send tensors; with `object`, one that is an object. Their memory must stay until the dict is over.
     pub fn start_send(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<Arc<Self>> {
         let parcel = Parcel::new(group, views, object, &options)?;
-        let mut letters = Vec::with_capacity(parcel.pieces.len());
-        parcel.letters(&options, &mut letters);
+        let letters = parcel.letters(&options);
         let timeout = options.timeout;
         let dict = Self::new(group, options, false, State::Sending { requests: Vec::new(), _parcel: parcel });
         for letter in letters {
@@ -410,6 +399,9 @@ impl Parcel {
     fn new(group: &Group, views: &[View], object: bool, options: &Options) -> Result<Self> {
         refuse_batch()?;
         check_peer(group, options)?;
+        if object && options.replicas.is_some() {
+            return Err(Error::invalid("an object is not sliced: options->replicas must be NULL"));
+        }
         let (parts, part) = options.replicas.as_ref().map_or((1, 0), |replicas| (replicas.size(), replicas.rank()));
         let record = |view: &View| {
             if view.device != Device::Host {
@@ -480,17 +472,18 @@ impl Parcel {
     }
 
     /// The letters of the message.
-    fn letters(&self, options: &Options, letters: &mut Vec<Letter>) {
+    fn letters(&self, options: &Options) -> Vec<Letter> {
         let head = self.length.min(FIRST);
         let manifest =
             (self.length > FIRST).then(|| (self.head.at(FIRST, self.length - FIRST).cast_const(), self.length - FIRST));
         let heads = std::iter::once((self.head.at(0, head).cast_const(), head)).chain(manifest);
         let heads = heads.map(|piece| (piece, options.manifest_tag()));
         let data = self.pieces.iter().map(|piece| (*piece, options.data_tag()));
-        for ((start, bytes), tag) in heads.chain(data) {
+        let letter = |((start, bytes), tag): ((*const u8, usize), i64)| {
             // SAFETY: readable until the message is over: kept in this parcel, or promised by the caller.
-            letters.push(unsafe { Letter::send(options.peer, tag, DType::Bytes, start, bytes as u64) });
-        }
+            unsafe { Letter::send(options.peer, tag, DType::Bytes, start, bytes as u64) }
+        };
+        heads.chain(data).map(letter).collect()
     }
 }
 
