@@ -23,6 +23,12 @@ SMALL = [8, 64, KIB, 8 * KIB, 64 * KIB, 256 * KIB, MIB]
 LARGE = [16 * MIB, 64 * MIB]
 # In place where engines reduce in place and MPI broadcasts so; else out of place, the form that all have.
 IN_PLACE = {"all_reduce", "broadcast"}
+# What a figure is, where the name does not say it.
+MEANINGS = {
+    "pingpong": "half a round trip: the time of one message",
+    "dict": "half a round trip of 32 tensors, whose bytes the size counts together: libtutti sends one dict with their names and "
+            "shapes, its peers a bare message for each tensor, all of them begun at once",
+}
 RUN_LIMIT_S = 180
 IDLE_WAIT_S = 6
 IDLE_ENOUGH = 0.9
@@ -39,7 +45,7 @@ class Case:
         self.collective, self.dtype, self.ranks, self.sizes, self.peers = collective, dtype, ranks, sizes, peers
         self.touch_from = touch_from
         self.in_place = collective in IN_PLACE
-        self.notes = []
+        self.notes = [MEANINGS[collective]] if collective in MEANINGS else []
         self.dropped = set()
         self.failed = False  # libtutti did not end as it should
 
@@ -61,6 +67,7 @@ def default_cases(touch_from):
         Case("all_reduce", "float32", 4, SMALL, ["tutti", "ompi4", "impi"], touch_from),
         Case("all_reduce", "float32", 2, [MIB, *LARGE], ["tutti", "registered"], touch_from),
         Case("pingpong", "float32", 2, SMALL, ["tutti", *mpis], touch_from),
+        Case("dict", "float32", 2, [32 * KIB, 512 * KIB, 2 * MIB, 8 * MIB], ["tutti", *mpis], touch_from),
     ]
     for collective in ("broadcast", "all_gather", "reduce_scatter", "all_to_all"):
         cases.append(Case(collective, "float32", 2, SMALL + LARGE[:1], ["tutti", "ompi4", "impi"], touch_from))

@@ -1,11 +1,12 @@
 /* common.h: what the programs in this directory share: ending with the library's own sentence, starting ranks as
- * processes and answering for them, and reading tutti_explain. Nothing but the public header is used. */
+ * processes and answering for them, or as threads, and reading tutti_explain. Nothing but the public header is used. */
 #ifndef TUTTI_EXAMPLES_COMMON_H
 #define TUTTI_EXAMPLES_COMMON_H
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -22,7 +23,7 @@ extern char **environ;
 
 #define MAX_RANKS 64 /* sums of values up to 4 stay exact in bfloat16 */
 
-static int my_rank;
+static _Thread_local int my_rank; /* ranks may be threads */
 
 /* Ends this process with the library's own sentence unless `call` succeeded. */
 #define TRY(call) must_succeed(call, #call)
@@ -33,7 +34,7 @@ static inline void must_succeed(tutti_status_t status, const char *call) {
     exit(1);
 }
 
-/* ---- Starting the ranks ---------------------------------------------------------------------------------------
+/* ---- Starting the ranks as processes --------------------------------------------------------------------------
  *
  * The process that the user starts only starts and watches the ranks. Rank 0 must make the unique id itself, since it
  * listens for the others; it writes the id into a pipe, and the other ranks get it in their environment. */
@@ -192,6 +193,79 @@ static inline tutti_group_t *join_started_world(int ranks, int64_t timeout_ms) {
     options.timeout_ms = timeout_ms;
     TRY(tutti_world_create(&options, &world));
     return world;
+}
+
+/* ---- Ranks that a launcher started, or threads ----------------------------------------------------------------- */
+
+/* Whether torchrun, mpirun or srun started this process. */
+static inline int is_launched(void) {
+    static const char *const VARIABLES[] = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"};
+    for (size_t i = 0; i < sizeof VARIABLES / sizeof VARIABLES[0]; i++) {
+        if (getenv(VARIABLES[i]) != NULL) return 1;
+    }
+    return 0;
+}
+
+/* Joins, as a rank that a launcher started, the world that its variables name. */
+static inline tutti_group_t *join_launched_world(int64_t timeout_ms) {
+    tutti_world_options_t options = TUTTI_WORLD_OPTIONS_INIT;
+    tutti_group_t *world = NULL;
+    int32_t rank = 0;
+    options.timeout_ms = timeout_ms;
+    TRY(tutti_world_create(&options, &world));
+    TRY(tutti_group_rank(world, &rank));
+    my_rank = rank;
+    return world;
+}
+
+typedef struct thread_rank {
+    pthread_t thread;
+    int rank, ranks;
+    const unsigned char *id;
+    void (*run)(tutti_group_t *world);
+} thread_rank_t;
+
+static inline void *thread_main(void *argument) {
+    const thread_rank_t *self = argument;
+    tutti_world_options_t options = TUTTI_WORLD_OPTIONS_INIT;
+    tutti_group_t *world = NULL;
+    my_rank = self->rank;
+    options.size = self->ranks;
+    options.rank = self->rank;
+    options.unique_id = self->id;
+    options.unique_id_size = TUTTI_UNIQUE_ID_BYTES;
+    TRY(tutti_world_create(&options, &world));
+    self->run(world);
+    return NULL;
+}
+
+/* Runs `run`, which destroys the world it gets, as each of `ranks` ranks: as the one that a launcher started this process
+ * for, or as all of them, which are threads of this process then. Returns the exit status. */
+static inline int run_ranks(int ranks, void (*run)(tutti_group_t *world)) {
+    unsigned char id[TUTTI_UNIQUE_ID_BYTES];
+    thread_rank_t threads[MAX_RANKS];
+    if (is_launched()) {
+        tutti_group_t *world = join_launched_world(0);
+        int32_t size = 0;
+        TRY(tutti_group_size(world, &size));
+        if (size != ranks) {
+            if (my_rank == 0) fprintf(stderr, "%d ranks were started; this program is made for %d\n", (int)size, ranks);
+            return 2;
+        }
+        run(world);
+        return 0;
+    }
+    TRY(tutti_unique_id_create(id, sizeof id, NULL));
+    for (int rank = 0; rank < ranks; rank++) {
+        thread_rank_t *self = &threads[rank];
+        self->rank = rank;
+        self->ranks = ranks;
+        self->id = id;
+        self->run = run;
+        if (pthread_create(&self->thread, NULL, thread_main, self) != 0) return 1;
+    }
+    for (int rank = 0; rank < ranks; rank++) pthread_join(threads[rank].thread, NULL);
+    return 0;
 }
 
 /* ---- Who serves a call ---------------------------------------------------------------------------------------- */

@@ -7,21 +7,9 @@
  * Both ranks of a stage hold the same hidden state, so each sends half of it (options.replicas) and the receivers gather
  * the halves. The residual differs between them, so it is marked TUTTI_TENSOR_WHOLE. */
 #define _GNU_SOURCE
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <tutti.h>
+#include "common.h"
 
 enum { TP = 2, PP = 2, RANKS = TP * PP, BATCHES = 8, TOKENS = 33, WIDTH = 1001 };
-
-static void must_succeed(tutti_status_t status, const char *call) {
-    if (status == TUTTI_SUCCESS) return;
-    fprintf(stderr, "%s: %s\n", call, tutti_last_error());
-    exit(1);
-}
-#define TRY(call) must_succeed(call, #call)
 
 static float hidden_at(int batch, int i) {
     return (float)(batch * 7 + i % 1013);
@@ -113,48 +101,4 @@ static void run(tutti_group_t *world) {
     TRY(tutti_group_destroy(world));
 }
 
-/* ---- Starting the ranks --------------------------------------------------------------------------------------- */
-
-typedef struct rank {
-    pthread_t thread;
-    int number;
-    const unsigned char *id;
-} rank_t;
-
-static void *rank_main(void *argument) {
-    const rank_t *self = argument;
-    tutti_world_options_t options = TUTTI_WORLD_OPTIONS_INIT;
-    tutti_group_t *world = NULL;
-    options.size = RANKS;
-    options.rank = self->number;
-    options.unique_id = self->id;
-    options.unique_id_size = TUTTI_UNIQUE_ID_BYTES;
-    TRY(tutti_world_create(&options, &world));
-    run(world);
-    return NULL;
-}
-
-int main(void) {
-    if (getenv("WORLD_SIZE") != NULL || getenv("OMPI_COMM_WORLD_SIZE") != NULL || getenv("SLURM_NTASKS") != NULL) {
-        tutti_group_t *world = NULL;
-        int32_t size = 0;
-        TRY(tutti_world_create(NULL, &world));
-        TRY(tutti_group_size(world, &size));
-        if (size != RANKS) {
-            fprintf(stderr, "pipeline: start %d ranks\n", RANKS);
-            return 2;
-        }
-        run(world);
-        return 0;
-    }
-    unsigned char id[TUTTI_UNIQUE_ID_BYTES];
-    rank_t ranks[RANKS];
-    TRY(tutti_unique_id_create(id, sizeof id, NULL));
-    for (int rank = 0; rank < RANKS; rank++) {
-        ranks[rank].number = rank;
-        ranks[rank].id = id;
-        if (pthread_create(&ranks[rank].thread, NULL, rank_main, &ranks[rank]) != 0) return 1;
-    }
-    for (int rank = 0; rank < RANKS; rank++) pthread_join(ranks[rank].thread, NULL);
-    return 0;
-}
+int main(void) { return run_ranks(RANKS, run); }

@@ -31,6 +31,51 @@ static tutti_status_t pingpong(tutti_group_t *group, const perf_call_t *call) {
     return status != TUTTI_SUCCESS ? status : tutti_send(group, call->send, call->count, dtype, 0, NULL);
 }
 
+static tutti_status_t send_dict(tutti_group_t *group, const tutti_tensor_t *tensors, int32_t peer) {
+    tutti_dict_options_t options = TUTTI_DICT_OPTIONS_INIT;
+    options.peer = peer;
+    return tutti_dict_send(group, tensors, PERF_TENSORS, &options, NULL);
+}
+
+/* Into memory of the caller's, which an MPI_Recv needs too. */
+static tutti_status_t recv_dict(tutti_group_t *group, const tutti_tensor_t *tensors, int32_t peer) {
+    tutti_dict_options_t options = TUTTI_DICT_OPTIONS_INIT;
+    tutti_dict_t *dict = NULL;
+    options.peer = peer;
+    const tutti_status_t begun = tutti_dict_recv(group, &options, &dict);
+    if (begun != TUTTI_SUCCESS) return begun;
+    const tutti_status_t status = tutti_dict_wait(dict, tensors, PERF_TENSORS, 0);
+    TRY(tutti_dict_free(dict));
+    return status;
+}
+
+/* As pingpong, with the elements in the tensors of one dict, with names and shapes. */
+static tutti_status_t dict(tutti_group_t *group, const perf_call_t *call) {
+    char names[PERF_TENSORS][16];
+    int64_t shapes[PERF_TENSORS];
+    tutti_tensor_t there[PERF_TENSORS], back[PERF_TENSORS];
+    if (my_rank > 1) return TUTTI_SUCCESS;
+    for (size_t i = 0; i < PERF_TENSORS; i++) {
+        const size_t first = perf_tensor_at(call->count, i);
+        tutti_tensor_t tensor = TUTTI_TENSOR_INIT;
+        snprintf(names[i], sizeof names[i], "layer.%zu", i);
+        shapes[i] = (int64_t)(perf_tensor_at(call->count, i + 1) - first);
+        tensor.name = names[i];
+        tensor.dtype = call->type->code;
+        tensor.ndim = 1;
+        tensor.shape = &shapes[i];
+        there[i] = back[i] = tensor;
+        there[i].data = (char *)(uintptr_t)call->send + first * call->type->bytes; /* which is only read */
+        back[i].data = (char *)call->recv + first * call->type->bytes;
+    }
+    if (my_rank == 0) {
+        const tutti_status_t status = send_dict(group, there, 1);
+        return status != TUTTI_SUCCESS ? status : recv_dict(group, back, 1);
+    }
+    const tutti_status_t status = recv_dict(group, back, 0);
+    return status != TUTTI_SUCCESS ? status : send_dict(group, there, 0);
+}
+
 static tutti_status_t registered(tutti_group_t *group, const perf_call_t *call) {
     tutti_call_t any = TUTTI_CALL_INIT;
     any.collective = call->collective->code;
@@ -59,6 +104,7 @@ static tutti_status_t one_call(tutti_group_t *group, const perf_call_t *call) {
     case PERF_ALL_TO_ALL: return tutti_all_to_all(group, call->send, call->recv, call->count, dtype, NULL);
     case PERF_BARRIER: return tutti_barrier(group, NULL);
     case PERF_PINGPONG: return pingpong(group, call);
+    case PERF_DICT: return dict(group, call);
     case PERF_SENDRECV:
         TRY(tutti_group_size(group, &size));
         return tutti_sendrecv(group, call->send, call->count, (my_rank + 1) % size, call->recv, call->count, (my_rank + size - 1) % size,
@@ -102,7 +148,7 @@ static void release(void *context, void *memory) {
 }
 
 static void served(void *context, const perf_call_t *call, char *text, size_t capacity) {
-    static const int32_t OTHERS[] = {TUTTI_SEND, TUTTI_SEND}; /* PERF_SENDRECV, PERF_PINGPONG */
+    static const int32_t OTHERS[] = {TUTTI_SEND, TUTTI_SEND, TUTTI_SEND}; /* PERF_SENDRECV, PERF_PINGPONG, PERF_DICT */
     const served_t *it = context;
     const int32_t code = call->collective->code >= PERF_SENDRECV ? OTHERS[call->collective->code - PERF_SENDRECV] : call->collective->code;
     served_by(it->group, code, call->count, call->type->code, call->op, call->registered ? TUTTI_CALL_REGISTERED : 0, text, capacity);
@@ -111,26 +157,6 @@ static void served(void *context, const perf_call_t *call, char *text, size_t ca
 static const char *why(void *context) { return ((served_t *)context)->why; }
 
 /* ---- Ranks and communicators ---------------------------------------------------------------------------------- */
-
-/* Whether torchrun, mpirun or srun started this process. */
-static int is_launched(void) {
-    static const char *const VARIABLES[] = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"};
-    for (size_t i = 0; i < sizeof VARIABLES / sizeof VARIABLES[0]; i++) {
-        if (getenv(VARIABLES[i]) != NULL) return 1;
-    }
-    return 0;
-}
-
-static tutti_group_t *join_launched_world(int64_t timeout_ms) {
-    tutti_world_options_t options = TUTTI_WORLD_OPTIONS_INIT;
-    tutti_group_t *world = NULL;
-    int32_t rank = 0;
-    options.timeout_ms = timeout_ms;
-    TRY(tutti_world_create(&options, &world));
-    TRY(tutti_group_rank(world, &rank));
-    my_rank = rank;
-    return world;
-}
 
 /* A group of all ranks that has nothing but this communicator; NULL, with the reason, if it does not work here. */
 static tutti_group_t *group_of(served_t *it, const char *communicator, int size, int64_t timeout_ms) {

@@ -7,20 +7,9 @@
  *
  * Under a launcher every process is one rank of four; started alone, the program makes all of them as threads. */
 #define _GNU_SOURCE
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-#include <tutti.h>
+#include "common.h"
 
 enum { RANKS = 4, DRAFTERS = 2, ROUNDS = 20, CALLS = 25 };
-
-static void must_succeed(tutti_status_t status, const char *call) {
-    if (status == TUTTI_SUCCESS) return;
-    fprintf(stderr, "%s: %s\n", call, tutti_last_error());
-    exit(1);
-}
-#define TRY(call) must_succeed(call, #call)
 
 /* An all-reduce whose sum only this group can have. */
 static void call(tutti_group_t *group, int32_t rank, int32_t size, int number) {
@@ -61,48 +50,4 @@ static void run(tutti_group_t *target) {
     TRY(tutti_group_destroy(target));
 }
 
-/* ---- Starting the ranks --------------------------------------------------------------------------------------- */
-
-typedef struct rank {
-    pthread_t thread;
-    int number;
-    const unsigned char *id;
-} rank_t;
-
-static void *rank_main(void *argument) {
-    const rank_t *self = argument;
-    tutti_world_options_t options = TUTTI_WORLD_OPTIONS_INIT;
-    tutti_group_t *world = NULL;
-    options.size = RANKS;
-    options.rank = self->number;
-    options.unique_id = self->id;
-    options.unique_id_size = TUTTI_UNIQUE_ID_BYTES;
-    TRY(tutti_world_create(&options, &world));
-    run(world);
-    return NULL;
-}
-
-int main(void) {
-    if (getenv("WORLD_SIZE") != NULL || getenv("OMPI_COMM_WORLD_SIZE") != NULL || getenv("SLURM_NTASKS") != NULL) {
-        tutti_group_t *world = NULL;
-        int32_t size = 0;
-        TRY(tutti_world_create(NULL, &world));
-        TRY(tutti_group_size(world, &size));
-        if (size != RANKS) {
-            fprintf(stderr, "two_groups: start %d ranks\n", RANKS);
-            return 2;
-        }
-        run(world);
-        return 0;
-    }
-    unsigned char id[TUTTI_UNIQUE_ID_BYTES];
-    rank_t ranks[RANKS];
-    TRY(tutti_unique_id_create(id, sizeof id, NULL));
-    for (int rank = 0; rank < RANKS; rank++) {
-        ranks[rank].number = rank;
-        ranks[rank].id = id;
-        if (pthread_create(&ranks[rank].thread, NULL, rank_main, &ranks[rank]) != 0) return 1;
-    }
-    for (int rank = 0; rank < RANKS; rank++) pthread_join(ranks[rank].thread, NULL);
-    return 0;
-}
+int main(void) { return run_ranks(RANKS, run); }

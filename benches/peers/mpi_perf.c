@@ -95,6 +95,22 @@ static int pingpong(const perf_call_t *call, int count, MPI_Datatype type) {
     return PERF_DONE;
 }
 
+/* As pingpong, with a message for each of a dict's tensors, all of them begun at once. */
+static int dict(const perf_call_t *call, MPI_Datatype type) {
+    MPI_Request requests[PERF_TENSORS];
+    for (int step = 0; step < 2 && my_rank < 2; step++) {
+        const int sends = step == my_rank;
+        for (size_t i = 0; i < PERF_TENSORS; i++) {
+            const size_t first = perf_tensor_at(call->count, i), at = first * call->type->bytes;
+            const int count = (int)(perf_tensor_at(call->count, i + 1) - first);
+            if (sends) MPI_Isend((const char *)call->send + at, count, type, 1 - my_rank, 0, MPI_COMM_WORLD, &requests[i]);
+            else MPI_Irecv((char *)call->recv + at, count, type, 1 - my_rank, 0, MPI_COMM_WORLD, &requests[i]);
+        }
+        MPI_Waitall(PERF_TENSORS, requests, MPI_STATUSES_IGNORE);
+    }
+    return PERF_DONE;
+}
+
 /* Errors end the job: MPI_ERRORS_ARE_FATAL is the default. */
 static int call(void *context, const perf_call_t *call) {
     const MPI_Datatype type = type_of(call);
@@ -135,6 +151,7 @@ static int call(void *context, const perf_call_t *call) {
         MPI_Sendrecv(send, count, type, next, 0, recv, count, type, previous, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
         break;
     case PERF_PINGPONG: return pingpong(call, count, type);
+    case PERF_DICT: return dict(call, type);
     case PERF_BARRIER: MPI_Barrier(MPI_COMM_WORLD); break;
     default: return PERF_UNSUPPORTED;
     }

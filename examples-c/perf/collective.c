@@ -15,6 +15,7 @@ const perf_collective_t PERF_COLLECTIVES[] = {
     {"all_to_all", PERF_ALL_TO_ALL, PERF_IN_PARTS, PERF_OUT_EXCHANGED, PERF_APART, 0, 0, 0, 1, to_others, 1},
     {"sendrecv", PERF_SENDRECV, PERF_IN_WHOLE, PERF_OUT_PREVIOUS, PERF_APART, 0, 0, 0, 0, once, 1},
     {"pingpong", PERF_PINGPONG, PERF_IN_WHOLE, PERF_OUT_OTHERS, PERF_APART, 0, 0, 0, 0, once, 2},
+    {"dict", PERF_DICT, PERF_IN_WHOLE, PERF_OUT_OTHERS, PERF_APART, 0, 0, 0, 0, once, 2},
     {"barrier", PERF_BARRIER, PERF_IN_NONE, PERF_OUT_NONE, PERF_APART, 0, 0, 0, 0, once, 1},
 };
 const size_t PERF_COLLECTIVE_COUNT = sizeof PERF_COLLECTIVES / sizeof PERF_COLLECTIVES[0];

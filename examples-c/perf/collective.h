@@ -51,10 +51,18 @@ typedef struct perf_collective {
 } perf_collective_t;
 
 enum { PERF_ALL_REDUCE = 0, PERF_ALL_GATHER, PERF_REDUCE_SCATTER, PERF_BROADCAST, PERF_REDUCE, PERF_GATHER, PERF_SCATTER,
-       PERF_ALL_TO_ALL, PERF_SEND, PERF_RECV, PERF_BARRIER, PERF_SENDRECV = 1000, PERF_PINGPONG };
+       PERF_ALL_TO_ALL, PERF_SEND, PERF_RECV, PERF_BARRIER, PERF_SENDRECV = 1000, PERF_PINGPONG, PERF_DICT };
+
+#define PERF_TENSORS 32 /* of a dict, which divide its elements evenly */
 
 extern const perf_collective_t PERF_COLLECTIVES[];
 extern const size_t PERF_COLLECTIVE_COUNT;
+
+/* The first element of a dict's tensor; that of tensor PERF_TENSORS is the end. */
+static inline size_t perf_tensor_at(size_t count, size_t tensor) {
+    const size_t rest = count % PERF_TENSORS;
+    return count / PERF_TENSORS * tensor + (tensor < rest ? tensor : rest);
+}
 
 static inline int perf_rooted(const perf_collective_t *it) { return it->only_root_sends || it->only_root_receives; }
 

@@ -17,10 +17,10 @@ use super::{
 use crate::{
     config::Timeout,
     dtype::DType,
-    error::{Error, Result},
+    error::{Error, Result, Status},
     group::Group,
     tensor::{
-        Dict, Options, Slicing, View,
+        Dict, Options, Received, Slicing, View,
         manifest::{Device, MOST_RECORDS},
         shape::{MAX_DIMENSIONS, Shape},
     },
@@ -79,23 +79,8 @@ pub unsafe extern "C" fn tutti_dict_send(
     options: *const tutti_dict_options_t,
     dict: *mut *mut tutti_dict_t,
 ) -> tutti_status_t {
-    // SAFETY: the C caller promises that dict is NULL or writable.
-    unsafe { clear(dict) };
-    guard("tutti_dict_send", || {
-        let group = GROUPS.pin(group)?;
-        // SAFETY: the C caller promises that options is NULL or a struct as large as it says.
-        let options = unsafe { parse_options(options) }?;
-        // SAFETY: the C caller promises `count` tensors, whose texts, shapes and memory are what their comments say.
-        let views = unsafe { parse_tensors(tensors, count) }?;
-        if dict.is_null() {
-            return Dict::send(&group, &views, options);
-        }
-        let place = DICTS.reserve()?;
-        let started = Dict::start_send(&group, &views, false, options)?;
-        // SAFETY: as above.
-        unsafe { Out::new("dict", dict) }?.write(place.fill(Handle::new(started)));
-        Ok(())
-    })
+    // SAFETY: the C caller promises what send asks for, and `count` tensors that are what their comments say.
+    unsafe { send("tutti_dict_send", group, options, dict, false, || parse_tensors(tensors, count)) }
 }
 
 /// Sends `bytes` bytes as one message, which tutti_dict_recv receives and tutti_dict_object tells. Otherwise like
@@ -109,25 +94,8 @@ pub unsafe extern "C" fn tutti_object_send(
     options: *const tutti_dict_options_t,
     dict: *mut *mut tutti_dict_t,
 ) -> tutti_status_t {
-    // SAFETY: the C caller promises that dict is NULL or writable.
-    unsafe { clear(dict) };
-    guard("tutti_object_send", || {
-        let group = GROUPS.pin(group)?;
-        // SAFETY: the C caller promises that options is NULL or a struct as large as it says.
-        let options = unsafe { parse_options(options) }?;
-        let view = object_view(object, bytes)?;
-        if options.replicas.is_some() {
-            return Err(Error::invalid("an object is not sliced: options->replicas must be NULL"));
-        }
-        if dict.is_null() {
-            return Dict::send_object(&group, &view, options);
-        }
-        let place = DICTS.reserve()?;
-        let started = Dict::start_send(&group, &[view], true, options)?;
-        // SAFETY: as above.
-        unsafe { Out::new("dict", dict) }?.write(place.fill(Handle::new(started)));
-        Ok(())
-    })
+    // SAFETY: the C caller promises what send asks for.
+    unsafe { send("tutti_object_send", group, options, dict, true, || object_view(object, bytes)) }
 }
 
 /// Starts to receive the next message of options->peer with options->tag: tensors or an object. Returns at once.
@@ -145,18 +113,8 @@ pub unsafe extern "C" fn tutti_dict_recv(
     options: *const tutti_dict_options_t,
     dict: *mut *mut tutti_dict_t,
 ) -> tutti_status_t {
-    // SAFETY: the C caller promises that dict is NULL or writable.
-    unsafe { clear(dict) };
-    guard("tutti_dict_recv", || {
-        let group = GROUPS.pin(group)?;
-        // SAFETY: as above.
-        let dict = unsafe { Out::new("dict", dict) }?;
-        // SAFETY: the C caller promises that options is NULL or a struct as large as it says.
-        let options = unsafe { parse_options(options) }?;
-        let place = DICTS.reserve()?;
-        dict.write(place.fill(Handle::new(Dict::start_receive(&group, options)?)));
-        Ok(())
-    })
+    // SAFETY: the C caller promises what start asks for.
+    unsafe { start("tutti_dict_recv", group, options, dict, Dict::start_receive) }
 }
 
 /// Starts to broadcast named tensors from the rank options->peer to all ranks of the group. Collective; returns at once.
@@ -176,20 +134,16 @@ pub unsafe extern "C" fn tutti_dict_broadcast(
     options: *const tutti_dict_options_t,
     dict: *mut *mut tutti_dict_t,
 ) -> tutti_status_t {
-    // SAFETY: the C caller promises that dict is NULL or writable.
-    unsafe { clear(dict) };
-    guard("tutti_dict_broadcast", || {
-        let group = GROUPS.pin(group)?;
-        // SAFETY: as above.
-        let dict = unsafe { Out::new("dict", dict) }?;
-        // SAFETY: the C caller promises that options is NULL or a struct as large as it says.
-        let options = unsafe { parse_options(options) }?;
-        // SAFETY: the C caller promises `count` tensors, whose texts, shapes and memory are what their comments say.
-        let views = unsafe { parse_tensors(tensors, count) }?;
-        let place = DICTS.reserve()?;
-        dict.write(place.fill(Handle::new(Dict::start_broadcast(&group, &views, false, options)?)));
-        Ok(())
-    })
+    let views = || {
+        // SAFETY: the C caller promises `count` tensors that are what their comments say.
+        unsafe { parse_tensors(tensors, count) }
+    };
+    // SAFETY: the C caller promises what start asks for.
+    unsafe {
+        start("tutti_dict_broadcast", group, options, dict, |group, options| {
+            Dict::start_broadcast(group, &views()?, false, options)
+        })
+    }
 }
 
 /// Starts to broadcast `bytes` bytes from the rank options->peer; object NULL and bytes 0 on all others. Otherwise like
@@ -203,19 +157,13 @@ pub unsafe extern "C" fn tutti_object_broadcast(
     options: *const tutti_dict_options_t,
     dict: *mut *mut tutti_dict_t,
 ) -> tutti_status_t {
-    // SAFETY: the C caller promises that dict is NULL or writable.
-    unsafe { clear(dict) };
-    guard("tutti_object_broadcast", || {
-        let group = GROUPS.pin(group)?;
-        // SAFETY: as above.
-        let dict = unsafe { Out::new("dict", dict) }?;
-        // SAFETY: the C caller promises that options is NULL or a struct as large as it says.
-        let options = unsafe { parse_options(options) }?;
-        let view = object_view(object, bytes)?;
-        let place = DICTS.reserve()?;
-        dict.write(place.fill(Handle::new(Dict::start_broadcast(&group, &[view], true, options)?)));
-        Ok(())
-    })
+    let view = || object_view(object, bytes);
+    // SAFETY: the C caller promises what start asks for.
+    unsafe {
+        start("tutti_object_broadcast", group, options, dict, |group, options| {
+            Dict::start_broadcast(group, &view()?, true, options)
+        })
+    }
 }
 
 /// Says without waiting whether tutti_dict_wait would wait for a peer to begin: TUTTI_SUCCESS for a send that is done, and
@@ -226,7 +174,7 @@ pub unsafe extern "C" fn tutti_object_broadcast(
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_test(dict: *mut tutti_dict_t) -> tutti_status_t {
-    answer("tutti_dict_test", || Ok(status_of(DICTS.pin(dict)?.dict.test()?)))
+    ask("tutti_dict_test", dict, |handle| handle.dict.test().map(status_of))
 }
 
 /// Waits until it is known what comes, so that tutti_dict_tensor tells names, dtypes and shapes and memory can be made
@@ -237,7 +185,7 @@ pub unsafe extern "C" fn tutti_dict_test(dict: *mut tutti_dict_t) -> tutti_statu
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_probe(dict: *mut tutti_dict_t, timeout_ms: i64) -> tutti_status_t {
-    answer("tutti_dict_probe", || Ok(status_of(DICTS.pin(dict)?.dict.probe(Timeout::from_ms(timeout_ms)?)?)))
+    ask("tutti_dict_probe", dict, |handle| handle.dict.probe(Timeout::from_ms(timeout_ms)?).map(status_of))
 }
 
 /// Finishes a dict: one that is sent, until the memory of its tensors may be used again; one that comes, until all of it
@@ -260,15 +208,14 @@ pub unsafe extern "C" fn tutti_dict_wait(
     count: usize,
     timeout_ms: i64,
 ) -> tutti_status_t {
-    answer("tutti_dict_wait", || {
-        let handle = DICTS.pin(dict)?;
+    ask("tutti_dict_wait", dict, |handle| {
         let timeout = Timeout::from_ms(timeout_ms)?;
         if tensors.is_null() && count == 0 {
-            return Ok(status_of(handle.dict.wait(timeout)?));
+            return handle.dict.wait(timeout).map(status_of);
         }
-        // SAFETY: the C caller promises `count` tensors, whose texts, shapes and memory are what their comments say.
+        // SAFETY: the C caller promises `count` tensors that are what their comments say.
         let views = unsafe { parse_tensors(tensors, count) }?;
-        Ok(status_of(handle.dict.wait_into(&views, timeout)?))
+        handle.dict.wait_into(&views, timeout).map(status_of)
     })
 }
 
@@ -278,8 +225,7 @@ pub unsafe extern "C" fn tutti_dict_wait(
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_count(dict: *mut tutti_dict_t, count: *mut usize) -> tutti_status_t {
-    guard("tutti_dict_count", || {
-        let handle = DICTS.pin(dict)?;
+    tell("tutti_dict_count", dict, |handle| {
         // SAFETY: the C caller promises that a count which is not NULL is writable.
         unsafe { Out::new("count", count) }?.write(handle.dict.records()?.len());
         Ok(())
@@ -299,12 +245,8 @@ pub unsafe extern "C" fn tutti_dict_tensor(
     index: usize,
     tensor: *mut tutti_tensor_t,
 ) -> tutti_status_t {
-    guard("tutti_dict_tensor", || {
-        let handle = DICTS.pin(dict)?;
-        let written = handle.tell(index)?;
-        // SAFETY: the C caller promises that tensor is NULL or a writable struct as large as it says.
-        unsafe { write_struct(tensor, &written) }
-    })
+    // SAFETY: the C caller promises that tensor is NULL or a writable struct as large as it says.
+    tell("tutti_dict_tensor", dict, |handle| unsafe { write_struct(tensor, &handle.tell(index)?) })
 }
 
 /// Writes which tensor of a message has this name. Any thread.
@@ -317,15 +259,12 @@ pub unsafe extern "C" fn tutti_dict_find(
     name: *const c_char,
     index: *mut usize,
 ) -> tutti_status_t {
-    guard("tutti_dict_find", || {
-        let handle = DICTS.pin(dict)?;
+    tell("tutti_dict_find", dict, |handle| {
         // SAFETY: the C caller promises that an index which is not NULL is writable.
         let index = unsafe { Out::new("index", index) }?;
         // SAFETY: the C caller promises that name is NULL or a text.
         let name = unsafe { text("name", name) }?.ok_or_else(|| Error::invalid("name is NULL"))?;
-        let records = handle.dict.records()?;
-        let found = records.iter().position(|received| received.record.name == name);
-        index.write(found.ok_or_else(|| Error::invalid(format_args!("no tensor of the message is named {name:?}")))?);
+        index.write(handle.find(&name)?);
         Ok(())
     })
 }
@@ -342,19 +281,13 @@ pub unsafe extern "C" fn tutti_dict_object(
     object: *mut *mut c_void,
     bytes: *mut usize,
 ) -> tutti_status_t {
-    guard("tutti_dict_object", || {
-        let handle = DICTS.pin(dict)?;
+    tell("tutti_dict_object", dict, |handle| {
         // SAFETY: the C caller promises that object and bytes are NULL or writable.
         let (object, bytes) = unsafe { (Out::new("object", object)?, Out::new("bytes", bytes)?) };
-        let records = handle.dict.records()?;
-        match records.as_slice() {
-            [one] if handle.dict.is_object() => {
-                object.write(one.data.cast());
-                bytes.write(one.record.bytes());
-                Ok(())
-            }
-            _ => Err(Error::usage("the message is a dict of tensors, no object")),
-        }
+        let whole = handle.object()?;
+        object.write(whole.data.cast());
+        bytes.write(whole.record.bytes());
+        Ok(())
     })
 }
 
@@ -469,6 +402,22 @@ impl Handle {
         Handle { dict, told: Mutex::new(Vec::new()) }
     }
 
+    /// The number of the tensor of this name.
+    fn find(&self, name: &str) -> Result<usize> {
+        let records = self.dict.records()?;
+        let found = records.iter().position(|received| received.record.name == name);
+        found.ok_or_else(|| Error::invalid(format_args!("no tensor of the message is named {name:?}")))
+    }
+
+    /// The one tensor that an object is.
+    fn object(&self) -> Result<Received> {
+        let mut records = self.dict.records()?;
+        match self.dict.is_object() {
+            true => records.pop().ok_or_else(|| Error::Internal("an object of nothing".into())),
+            false => Err(Error::usage("the message is a dict of tensors, no object")),
+        }
+    }
+
     /// What a tensor is, in pointers that stay valid until the handle is freed.
     fn tell(&self, index: usize) -> Result<tutti_tensor> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -505,6 +454,71 @@ impl Handle {
             strides: told.strides.as_ptr(),
         })
     }
+}
+
+/// The body of the C function `name` that starts a dict: what `begin` makes of a group and options becomes *dict.
+///
+/// # Safety
+///
+/// `options` is NULL or points to a struct as large as it says; `dict` is NULL or writable.
+unsafe fn start(
+    name: &'static str,
+    group: *mut tutti_group_t,
+    options: *const tutti_dict_options_t,
+    dict: *mut *mut tutti_dict_t,
+    begin: impl FnOnce(&Arc<Group>, Options) -> Result<Arc<Dict>>,
+) -> tutti_status_t {
+    // SAFETY: the caller's promise.
+    unsafe { clear(dict) };
+    guard(name, || {
+        let group = GROUPS.pin(group)?;
+        // SAFETY: as above.
+        let (dict, options) = unsafe { (Out::new("dict", dict)?, parse_options(options)?) };
+        let place = DICTS.reserve()?;
+        dict.write(place.fill(Handle::new(begin(&group, options)?)));
+        Ok(())
+    })
+}
+
+/// The body of the C function `name` that sends what `views` parses: started if there is a place for its handle, else
+/// blocking.
+///
+/// # Safety
+///
+/// As for [`start`].
+unsafe fn send(
+    name: &'static str,
+    group: *mut tutti_group_t,
+    options: *const tutti_dict_options_t,
+    dict: *mut *mut tutti_dict_t,
+    is_object: bool,
+    views: impl FnOnce() -> Result<Vec<View>>,
+) -> tutti_status_t {
+    if !dict.is_null() {
+        let begin = |group: &Arc<Group>, options| Dict::start_send(group, &views()?, is_object, options);
+        // SAFETY: the caller's promise.
+        return unsafe { start(name, group, options, dict, begin) };
+    }
+    guard(name, || {
+        let group = GROUPS.pin(group)?;
+        // SAFETY: the caller's promise.
+        let options = unsafe { parse_options(options) }?;
+        Dict::send(&group, &views()?, is_object, options)
+    })
+}
+
+/// The body of the C function `name` that asks a dict how far it is.
+fn ask(
+    name: &'static str,
+    dict: *mut tutti_dict_t,
+    question: impl FnOnce(&Handle) -> Result<Status>,
+) -> tutti_status_t {
+    answer(name, || question(&*DICTS.pin(dict)?))
+}
+
+/// The body of the C function `name` that tells what a dict holds.
+fn tell(name: &'static str, dict: *mut tutti_dict_t, answer: impl FnOnce(&Handle) -> Result<()>) -> tutti_status_t {
+    guard(name, || answer(&*DICTS.pin(dict)?))
 }
 
 /// Parses the options of a dict.
@@ -584,18 +598,19 @@ unsafe fn parse_tensor(index: usize, tensor: &tutti_tensor) -> Result<View> {
     if dimensions > 0 && tensor.shape.is_null() {
         return Err(wrong("shape is NULL".into()));
     }
-    let mut extents = Vec::with_capacity(dimensions);
-    for i in 0..dimensions {
+    let mut extents = [0; MAX_DIMENSIONS];
+    let extents = &mut extents[..dimensions];
+    for (i, place) in extents.iter_mut().enumerate() {
         // SAFETY: below the number of dimensions, for which the caller promises readable numbers.
         let extent = unsafe { tensor.shape.add(i).read() };
-        extents.push(u64::try_from(extent).map_err(|_| wrong(format!("shape[{i}] is {extent}")))?);
+        *place = u64::try_from(extent).map_err(|_| wrong(format!("shape[{i}] is {extent}")))?;
     }
     let shape = match tensor.strides.is_null() || dimensions == 0 {
-        true => Shape::rows(&extents, dtype.size()),
+        true => Shape::rows(extents, dtype.size()),
         false => {
             // SAFETY: as above.
             let strides = unsafe { std::slice::from_raw_parts(tensor.strides, dimensions) };
-            Shape::new(&extents, strides, dtype.size())
+            Shape::new(extents, strides, dtype.size())
         }
     };
     let shape = shape.map_err(|error| wrong(error.to_string()))?;
@@ -621,17 +636,17 @@ unsafe fn parse_tensor(index: usize, tensor: &tutti_tensor) -> Result<View> {
     Ok(View { name, dtype, device, shape, data: tensor.data.cast(), slicing })
 }
 
-/// The bytes of an object as a tensor.
-fn object_view(object: *const c_void, bytes: usize) -> Result<View> {
+/// The bytes of an object as the one tensor of a message.
+fn object_view(object: *const c_void, bytes: usize) -> Result<Vec<View>> {
     if object.is_null() && bytes > 0 {
         return Err(Error::invalid(format_args!("object is NULL, but {bytes} bytes are needed there")));
     }
-    Ok(View {
+    Ok(vec![View {
         name: String::new(),
         dtype: DType::Bytes,
         device: Device::Host,
         shape: Shape::rows(&[bytes as u64], 1)?,
         data: object.cast_mut().cast(),
         slicing: Slicing::Whole,
-    })
+    }])
 }

@@ -120,15 +120,20 @@ impl Letter {
         self.pieces.is_some()
     }
 
-    /// Takes bytes out of a send, from `at` on. What is in pieces is taken in order.
+    /// Takes bytes out of a send, from `at` on; past the caches, and drained, if it `streams`. What is in pieces is taken in
+    /// order.
     ///
     /// # Safety
     /// `to` is writable for so many bytes, which the letter has.
-    pub(crate) unsafe fn take(&self, at: u64, to: *mut u8, length: usize) {
+    pub(crate) unsafe fn take(&self, at: u64, to: *mut u8, length: usize, streams: bool) {
         // SAFETY: what is in the letter is readable by its maker's promise; the rest the caller promises.
         unsafe {
             match self.pieces {
-                Some(mut pieces) => pieces.as_mut().pass(to, length, false),
+                Some(mut pieces) => pieces.as_mut().pass(to, length, streams),
+                None if streams => {
+                    copy::stream(self.memory.add(at as usize), to, length);
+                    copy::drain();
+                }
                 None => copy::copy(self.memory.add(at as usize), to, length),
             }
         }

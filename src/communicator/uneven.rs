@@ -68,14 +68,18 @@ impl Uneven {
     }
 }
 
-/// One rank's side of a v-form.
+/// One rank's side of the current v-form. What it needs for one is kept for the next.
 pub struct Parts {
     members: Arc<Members>,
     call: Uneven,
     sequence: u64,
     stage: Stage,
-    /// `lines[i][j]..lines[i][j + 1]` is rank `j`'s window in rank `i`'s line. Known from the second stage on.
-    lines: Vec<Vec<usize>>,
+    /// What this rank sends to each, then what it expects of each, for all_to_all_v.
+    mine: Vec<u64>,
+    /// Everybody's `mine`, one after the other.
+    all: Vec<u64>,
+    /// Of each rank's line, one after the other, where the ranks' windows begin, and the end. Known once they move.
+    lines: Vec<usize>,
     /// The count at which this call's steps begin.
     base: u64,
     steps: u64,
@@ -86,12 +90,12 @@ pub struct Parts {
     sources: Vec<*const u8>,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// All show what they call.
     Meeting,
-    /// All gather what everybody sends and expects: a row of each per rank.
-    Counts { mine: Vec<u64>, all: Vec<u64> },
+    /// All gather what everybody sends and expects.
+    Counts,
     /// The parts move.
     Moving,
 }
@@ -105,22 +109,38 @@ const TURN: u64 = 16;
 const AHEAD: u64 = 2;
 
 impl Parts {
-    /// The group's `sequence`-th call, whose meeting has begun.
-    pub fn new(members: Arc<Members>, call: Uneven, sequence: u64) -> Self {
-        let sources = Vec::with_capacity(members.size() as usize);
+    /// Between `members`, with no call begun.
+    pub fn new(members: Arc<Members>) -> Self {
+        let nothing = Uneven {
+            descriptor: Uneven::descriptor(Collective::AllToAllV, DType::Bytes, Op::Sum, 0, &[]),
+            send: std::ptr::null(),
+            send_parts: Vec::new(),
+            recv: std::ptr::null_mut(),
+            recv_parts: Vec::new(),
+        };
         Parts {
             members,
-            call,
-            sequence,
+            call: nothing,
+            sequence: 0,
             stage: Stage::Meeting,
+            mine: Vec::new(),
+            all: Vec::new(),
             lines: Vec::new(),
             base: 0,
             steps: 0,
             published: 0,
             consumed: 0,
             packed: Vec::new(),
-            sources,
+            sources: Vec::new(),
         }
+    }
+
+    /// Begins the group's `sequence`-th call, whose meeting has begun.
+    pub fn begin(&mut self, call: Uneven, sequence: u64) {
+        self.call = call;
+        self.sequence = sequence;
+        self.stage = Stage::Meeting;
+        (self.base, self.steps, self.published, self.consumed) = (0, 0, 0, 0);
     }
 
     /// Goes on as far as possible. `exchange` is the communicator's, with no call of its own going on.
@@ -131,17 +151,14 @@ impl Parts {
             }
             match self.call.descriptor.collective {
                 Collective::AllToAllV => self.gather_counts(exchange),
-                _ => {
-                    self.lines = self.agreed_lines();
-                    self.begin(exchange);
-                }
+                _ => self.move_parts(exchange),
             }
         }
-        if let Stage::Counts { all, .. } = &self.stage {
+        if self.stage == Stage::Counts {
             match exchange.poll(meeting)? {
                 Progress::Done => {
-                    self.lines = self.compare(all)?;
-                    self.begin(exchange);
+                    self.compare()?;
+                    self.move_parts(exchange);
                 }
                 progress => return Ok(progress),
             }
@@ -155,15 +172,15 @@ impl Parts {
         match self.stage {
             _ if rank == me => false,
             Stage::Meeting => false,
-            Stage::Counts { .. } => exchange.awaits(rank),
+            Stage::Counts => exchange.awaits(rank),
             Stage::Moving => {
                 let lanes = &mut exchange.lanes;
-                let step = self.consumed;
-                let length = self.chunk(lanes, rank, step).len();
+                let (step, most) = (self.consumed, lanes.chunk());
+                let length = self.chunk(most, rank, step).len();
                 let for_data = self.consumed < self.steps
-                    && self.takes(lanes, rank, me, step)
+                    && self.takes(most, rank, me, step)
                     && !matches!(lanes.published(rank, self.base + step, length), Ok(Some(_)));
-                let needed = self.published < self.steps && self.takes(lanes, me, rank, self.published);
+                let needed = self.published < self.steps && self.takes(most, me, rank, self.published);
                 let for_room =
                     self.published < self.steps && lanes.denies_room(rank, self.base + self.published, needed);
                 for_data || for_room || !lanes.is_settled(rank)
@@ -177,38 +194,44 @@ impl Parts {
 
     /// Begins the gathering of the counts, through the exchange.
     fn gather_counts<L: Lanes>(&mut self, exchange: &mut Exchange<L>) {
-        let bytes = |parts: &[Part]| parts.iter().map(|part| part.bytes as u64).collect::<Vec<_>>();
-        let mine = [bytes(&self.call.send_parts), bytes(&self.call.recv_parts)].concat();
-        let mut all = vec![0; mine.len() * self.size() as usize];
+        let parts = self.call.send_parts.iter().chain(&self.call.recv_parts);
+        self.mine.clear();
+        self.mine.extend(parts.map(|part| part.bytes as u64));
+        self.all.resize(self.mine.len() * self.members.size() as usize, 0);
         let descriptor = Descriptor {
             collective: Collective::AllGather,
             dtype: DType::Uint64,
             op: Op::Sum,
             root: 0,
             flags: 0,
-            count: mine.len() as u64,
+            count: self.mine.len() as u64,
         };
-        let call = Call::new(descriptor, mine.as_ptr().cast(), all.as_mut_ptr().cast());
+        let call = Call::new(descriptor, self.mine.as_ptr().cast(), self.all.as_mut_ptr().cast());
         if let Some(pattern) = Pattern::new(&descriptor, self.members.rank(), self.size()) {
             exchange.begin(&call, pattern);
         }
         // Moving the vectors does not move what they hold.
-        self.stage = Stage::Counts { mine, all };
+        self.stage = Stage::Counts;
     }
 
-    /// Compares what each rank sends with what the other expects; the lines if all are equal.
-    fn compare(&self, all: &[u64]) -> Result<Vec<Vec<usize>>> {
+    /// Compares what each rank sends with what the other expects.
+    fn compare(&self) -> Result<()> {
         let size = self.size() as usize;
-        let row = |rank: usize| &all[2 * size * rank..2 * size * (rank + 1)];
         for from in 0..size {
             for to in 0..size {
-                let (sent, expected) = (row(from)[to], row(to)[size + from]);
+                let (sent, expected) = (self.row(from)[to], self.row(to)[size + from]);
                 if sent != expected {
                     return Err(self.mismatch(from, to, sent, expected));
                 }
             }
         }
-        Ok((0..size).map(|rank| line(row(rank)[..size].iter().map(|bytes| *bytes as usize))).collect())
+        Ok(())
+    }
+
+    /// What a rank sends to each, then what it expects of each.
+    fn row(&self, rank: usize) -> &[u64] {
+        let both = 2 * self.size() as usize;
+        &self.all[both * rank..both * (rank + 1)]
     }
 
     #[cold]
@@ -229,19 +252,38 @@ impl Parts {
         })
     }
 
-    /// The lines where all ranks have named the same counts.
-    fn agreed_lines(&self) -> Vec<Vec<usize>> {
+    /// Where the windows begin in everybody's line.
+    fn lay_out(&mut self) {
         let size = self.size() as usize;
-        match self.call.descriptor.collective {
-            // Everybody's window is all of the line, which is as long as the part it becomes.
-            Collective::AllGatherV => self.call.recv_parts.iter().map(|part| vec![0, part.bytes]).collect(),
-            _ => vec![line(self.call.send_parts.iter().map(|part| part.bytes)); size],
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.clear();
+        for rank in 0..size {
+            let mut end = 0;
+            lines.push(end);
+            for of in 0..size {
+                match self.call.descriptor.collective {
+                    // Everybody's window is all of the line, which is as long as the part it becomes.
+                    Collective::AllGatherV => end = self.call.recv_parts[rank].bytes,
+                    Collective::ReduceScatterV => end += self.call.send_parts[of].bytes,
+                    _ => end += self.row(rank)[of] as usize,
+                }
+                lines.push(end);
+            }
         }
+        self.lines = lines;
     }
 
-    fn begin<L: Lanes>(&mut self, exchange: &mut Exchange<L>) {
+    /// A rank's line: where the windows begin, and the end.
+    fn line(&self, rank: u32) -> &[usize] {
+        let marks = self.size() as usize + 1;
+        &self.lines[marks * rank as usize..marks * (rank as usize + 1)]
+    }
+
+    /// Begins to move the parts, whose sizes all ranks know.
+    fn move_parts<L: Lanes>(&mut self, exchange: &mut Exchange<L>) {
+        self.lay_out();
         self.stage = Stage::Moving;
-        let longest = self.lines.iter().filter_map(|line| line.last()).max().copied().unwrap_or(0);
+        let longest = (0..self.size()).filter_map(|rank| self.line(rank).last()).max().copied().unwrap_or(0);
         self.steps = longest.div_ceil(exchange.lanes.chunk()) as u64;
         self.base = exchange.reserve(self.steps);
         if self.call.descriptor.collective != Collective::ReduceScatterV {
@@ -286,43 +328,41 @@ impl Parts {
 
     /// Rank `of`'s window in the line of rank `from`.
     fn window(&self, from: u32, of: u32) -> Range<usize> {
-        let line = &self.lines[from as usize];
+        let line = self.line(from);
         match self.call.descriptor.collective {
             Collective::AllGatherV => 0..line[1],
             _ => line[of as usize]..line[of as usize + 1],
         }
     }
 
-    /// The bytes of `rank`'s line that a step is about.
-    fn chunk<L: Lanes>(&self, lanes: &L, rank: u32, step: u64) -> Range<usize> {
-        let end = self.lines[rank as usize].last().copied().unwrap_or(0);
-        let start = step as usize * lanes.chunk();
-        start.min(end)..(start + lanes.chunk()).min(end)
+    /// The bytes of `rank`'s line that a step is about, in chunks of `most` bytes.
+    fn chunk(&self, most: usize, rank: u32, step: u64) -> Range<usize> {
+        let end = self.line(rank).last().copied().unwrap_or(0);
+        let start = step as usize * most;
+        start.min(end)..(start + most).min(end)
     }
 
     /// What rank `of` takes of `from`'s chunk in a step, as a range of the line.
-    fn taken<L: Lanes>(&self, lanes: &L, from: u32, of: u32, step: u64) -> Range<usize> {
-        let (chunk, window) = (self.chunk(lanes, from, step), self.window(from, of));
+    fn taken(&self, most: usize, from: u32, of: u32, step: u64) -> Range<usize> {
+        let (chunk, window) = (self.chunk(most, from, step), self.window(from, of));
         chunk.start.max(window.start)..chunk.end.min(window.end)
     }
 
-    fn takes<L: Lanes>(&self, lanes: &L, from: u32, of: u32, step: u64) -> bool {
-        from != of && !self.taken(lanes, from, of, step).is_empty()
+    fn takes(&self, most: usize, from: u32, of: u32, step: u64) -> bool {
+        from != of && !self.taken(most, from, of, step).is_empty()
     }
 
     /// Publishes the next step if there is room, and says whether there was. What nobody takes is passed over.
     fn publish<L: Lanes>(&mut self, lanes: &mut L) -> bool {
-        let (me, step) = (self.members.rank(), self.published);
-        let takers: Vec<bool> = (0..self.size()).map(|rank| self.takes(lanes, me, rank, step)).collect();
-        let needs = |rank: u32| takers[rank as usize];
-        if takers.contains(&true) {
-            if !lanes.has_room(self.base + step, needs) {
+        let (me, step, most) = (self.members.rank(), self.published, lanes.chunk());
+        if (0..self.size()).any(|rank| self.takes(most, me, rank, step)) {
+            if !lanes.has_room(self.base + step, |rank| self.takes(most, me, rank, step)) {
                 return false;
             }
-            let chunk = self.chunk(lanes, me, step);
+            let chunk = self.chunk(most, me, step);
             let bytes = self.gather(&chunk);
             // SAFETY: the bytes are readable for the chunk, and there is room.
-            unsafe { lanes.publish(self.base + step, bytes, chunk.len(), needs) };
+            unsafe { lanes.publish(self.base + step, bytes, chunk.len(), |rank| self.takes(most, me, rank, step)) };
         }
         self.published += 1;
         true
@@ -331,13 +371,14 @@ impl Parts {
     /// Where these bytes of this rank's line lie in one piece, which may have to be made.
     fn gather(&mut self, range: &Range<usize>) -> *const u8 {
         let me = self.members.rank() as usize;
-        let line = &self.lines[me];
         if self.call.descriptor.collective == Collective::AllGatherV {
             // SAFETY: inside the part of `send`, by the promise of the call's maker.
             return unsafe { self.call.send.add(self.call.send_parts[me].start + range.start) };
         }
-        self.packed.clear();
-        for (part, window) in self.call.send_parts.iter().zip(line.windows(2)) {
+        let mut packed = std::mem::take(&mut self.packed);
+        packed.clear();
+        let mut whole = None;
+        for (part, window) in self.call.send_parts.iter().zip(self.line(me as u32).windows(2)) {
             let taken = range.start.max(window[0])..range.end.min(window[1]);
             if taken.is_empty() {
                 continue;
@@ -345,26 +386,28 @@ impl Parts {
             // SAFETY: as above.
             let piece = unsafe { self.call.send.add(part.start + taken.start - window[0]) };
             if taken == *range {
-                return piece;
+                whole = Some(piece);
+                break;
             }
             // SAFETY: as above, for the bytes of the part that are taken.
-            self.packed.extend_from_slice(unsafe { std::slice::from_raw_parts(piece, taken.len()) });
+            packed.extend_from_slice(unsafe { std::slice::from_raw_parts(piece, taken.len()) });
         }
-        self.packed.as_ptr()
+        self.packed = packed;
+        whole.unwrap_or(self.packed.as_ptr())
     }
 
     /// Consumes the next step if all that this rank takes of it is there.
     fn consume<L: Lanes>(&mut self, lanes: &mut L) -> Result<()> {
-        let (me, step) = (self.members.rank(), self.consumed);
+        let (me, step, most) = (self.members.rank(), self.consumed, lanes.chunk());
         let reduces = self.call.descriptor.collective == Collective::ReduceScatterV;
         self.sources.clear();
         let mut took = Ranks::None;
         for from in 0..self.size() {
-            let taken = self.taken(lanes, from, me, step);
+            let taken = self.taken(most, from, me, step);
             if taken.is_empty() || from == me && !reduces {
                 continue;
             }
-            let chunk = self.chunk(lanes, from, step);
+            let chunk = self.chunk(most, from, step);
             let source = match from == me {
                 true => {
                     let offset = self.call.send_parts[me as usize].start + taken.start - self.window(me, me).start;
@@ -384,18 +427,18 @@ impl Parts {
         }
         self.sources.iter().for_each(|source| reads(*source));
         if reduces {
-            self.reduce(lanes, step);
+            self.reduce(most, step);
         } else {
-            self.place(lanes, step);
+            self.place(most, step);
         }
         self.consumed += 1;
         lanes.finish(self.base + step + 1, took);
         Ok(())
     }
 
-    fn reduce<L: Lanes>(&mut self, lanes: &L, step: u64) {
+    fn reduce(&mut self, most: usize, step: u64) {
         let me = self.members.rank();
-        let taken = self.taken(lanes, me, me, step);
+        let taken = self.taken(most, me, me, step);
         if taken.is_empty() {
             return;
         }
@@ -406,11 +449,11 @@ impl Parts {
         unsafe { reduce::reduce(dtype, op, &self.sources, self.call.recv.add(at), taken.len() / dtype.size()) };
     }
 
-    fn place<L: Lanes>(&mut self, lanes: &L, step: u64) {
+    fn place(&mut self, most: usize, step: u64) {
         let me = self.members.rank();
         let mut sources = self.sources.iter();
         for from in (0..self.size()).filter(|from| *from != me) {
-            let taken = self.taken(lanes, from, me, step);
+            let taken = self.taken(most, from, me, step);
             if taken.is_empty() {
                 continue;
             }
@@ -421,15 +464,4 @@ impl Parts {
             unsafe { std::ptr::copy_nonoverlapping(*source, self.call.recv.add(at), taken.len()) };
         }
     }
-}
-
-/// Where the parts begin in a line of them, and where it ends.
-fn line(parts: impl Iterator<Item = usize>) -> Vec<usize> {
-    let mut line = vec![0];
-    let mut end = 0;
-    for bytes in parts {
-        end += bytes;
-        line.push(end);
-    }
-    line
 }

@@ -139,10 +139,9 @@ impl Provider for Shm {
             let mut segment = segment.map(|mapping| Segment::new(members.clone(), mapping));
             let outcome = trial::hold(&members, segment.as_mut().ok(), deadline).await?;
             let ((post, fd), mut segment) = (post?, segment?);
-            if let Some(outcome) = outcome {
-                segment.set_store(Store::tried(&outcome));
-            }
-            let wire = post::Memory::new(members.clone(), post, Some(fd));
+            let store = outcome.map_or_else(Store::detect, |outcome| Store::tried(&outcome));
+            segment.set_store(store);
+            let wire = post::Memory::new(members.clone(), post, Some(fd), store);
             Ok(Box::new(Communication::new(members, segment, wire)) as Box<dyn Communicator>)
         })
     }
@@ -154,6 +153,7 @@ struct Communication {
     meeting: Meeting,
     exchange: Exchange<Segment>,
     letters: post::Letters,
+    parts: Parts,
     going: Going,
     scratch: Scratch,
     room: Room,
@@ -165,7 +165,7 @@ struct Communication {
 enum Going {
     Small(Small, Call, Pattern),
     Exchange,
-    Parts(Parts),
+    Parts,
     TwoShot(TwoShot),
     /// How it goes on is decided when all headers were seen: this rank's buffers are registered.
     Undecided(Undecided),
@@ -185,6 +185,7 @@ impl Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), segment),
             letters: post::Letters::new(members.clone(), wire),
+            parts: Parts::new(members.clone()),
             going: Going::Exchange,
             scratch: Scratch::new(members.size()),
             room: Room::new(members.size()),
@@ -202,7 +203,7 @@ impl Communication {
                     return small.poll((call, pattern), &self.members, lanes, &mut self.meeting, scratch);
                 }
                 Going::Exchange => return self.exchange.poll(&mut self.meeting),
-                Going::Parts(parts) => return parts.poll(&mut self.exchange, &mut self.meeting),
+                Going::Parts => return self.parts.poll(&mut self.exchange, &mut self.meeting),
                 Going::TwoShot(two_shot) => {
                     return two_shot.poll(&mut self.exchange.lanes, &mut self.meeting, &mut self.scratch.sources);
                 }
@@ -284,7 +285,8 @@ impl Communicator for Communication {
         self.outcome = None;
         // SAFETY: as above; there is no payload.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
-        self.going = Going::Parts(Parts::new(self.members.clone(), call, sequence));
+        self.parts.begin(call, sequence);
+        self.going = Going::Parts;
         self.advance()
     }
 
@@ -310,7 +312,7 @@ impl Communicator for Communication {
             || match &mut self.going {
                 Going::Small(small, _, pattern) => small.awaits(pattern, &self.exchange.lanes, rank),
                 Going::Exchange => self.exchange.awaits(rank),
-                Going::Parts(parts) => parts.awaits(&mut self.exchange, rank),
+                Going::Parts => self.parts.awaits(&mut self.exchange, rank),
                 Going::TwoShot(two_shot) => two_shot.awaits(&self.exchange.lanes, rank),
                 Going::Pull(pull) => pull.awaits(&self.exchange.lanes, rank),
                 Going::Undecided(_) => false,

@@ -127,7 +127,7 @@ fn communications(size: u32) -> Vec<(Arc<Members>, Communication)> {
     // These models send no letters, so nothing of it is touched.
     let post = Mapping::private(size as usize * post::part(size)).unwrap();
     let one = |members: Arc<Members>| {
-        let wire = post::Memory::new(members.clone(), post.clone(), None);
+        let wire = post::Memory::new(members.clone(), post.clone(), None, Store::PLAIN);
         let segment = Segment::new(members.clone(), mapping.clone());
         (members.clone(), Communication::new(members, segment, wire))
     };

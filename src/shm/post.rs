@@ -32,6 +32,7 @@
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
+use super::hand_over::Store;
 use crate::{
     bootstrap::{Members, mapping::Mapping},
     communicator::{
@@ -50,8 +51,7 @@ const ENVELOPES: u64 = 16;
 const INLINE: usize = 32;
 /// Bytes of a message in the store, where it waits for its receiver without keeping its sender.
 const EAGER: usize = 4096;
-/// Chunks of held messages: a ring of 128 KiB stays in the second-level cache, and halves the lag of two copies. For
-/// that it is written plainly: streamed it would go through memory (measured: 4.4 GB/s instead of 5.3).
+/// Chunks of held messages: a ring of 128 KiB stays in the second-level cache, and halves the lag of two copies.
 const CHUNKS: u64 = 8;
 const CHUNK: usize = 16 * 1024;
 const _: () = assert!(CHUNK.is_multiple_of(PIECE));
@@ -134,6 +134,7 @@ pub(super) struct Memory {
     mapping: Arc<Mapping>,
     /// For committing stores; `None` where the memory needs none of that.
     fd: Option<OwnedFd>,
+    store: Store,
     sizes: Sizes,
     peers: Vec<Counts>,
 }
@@ -158,9 +159,9 @@ struct Counts {
 
 impl Memory {
     /// The post in a mapping of a [`part`] per rank; `fd` is what is mapped.
-    pub(super) fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>) -> Self {
+    pub(super) fn new(members: Arc<Members>, mapping: Arc<Mapping>, fd: Option<OwnedFd>, store: Store) -> Self {
         let peers = vec![Counts::default(); members.size() as usize];
-        Memory { members, mapping, fd, sizes: SIZES, peers }
+        Memory { members, mapping, fd, store, sizes: SIZES, peers }
     }
 
     /// What `writer` writes for `reader`.
@@ -172,7 +173,7 @@ impl Memory {
     }
 
     /// Where the store of `writer` for `reader` begins.
-    fn store(&self, writer: u32, reader: u32) -> usize {
+    fn store_of(&self, writer: u32, reader: u32) -> usize {
         let size = self.members.size();
         writer as usize * part(size) + committed(size) + reader as usize * STORE
     }
@@ -192,14 +193,14 @@ impl Memory {
     }
 
     fn store_at(&self, writer: u32, reader: u32, offset: usize, length: usize) -> *mut u8 {
-        self.mapping.at(self.store(writer, reader) + offset, length).as_ptr()
+        self.mapping.at(self.store_of(writer, reader) + offset, length).as_ptr()
     }
 
     /// Commits the store for `peer`, once.
     #[cold]
     fn take_store(&mut self, peer: u32) -> Result<()> {
         if let Some(fd) = &self.fd {
-            Mapping::commit(fd, self.store(self.members.rank(), peer), STORE)?;
+            Mapping::commit(fd, self.store_of(self.members.rank(), peer), STORE)?;
         }
         self.peers[peer as usize].has_store = true;
         Ok(())
@@ -294,8 +295,9 @@ impl Wire for Memory {
         let step = self.peers[peer as usize].pushed;
         let to = self.chunk_at(me, peer, step);
         writes(to);
+        let length = length.min(CHUNK);
         // SAFETY: as the caller promises; the chunk's place is this rank's, and its reader is done with it.
-        unsafe { letter.take(at, to, length.min(CHUNK)) };
+        unsafe { letter.take(at, to, length, self.store.streams(length)) };
         self.page(me, peer).pushed.0.store(step + 1, Ordering::Release);
         self.peers[peer as usize].pushed = step + 1;
         self.members.ring(peer);
@@ -490,7 +492,7 @@ pub(super) mod model {
     fn ranks(sizes: Sizes) -> Vec<Rank> {
         let mapping = mapping(2);
         let one = |members: Arc<Members>| {
-            let mut memory = Memory::new(members.clone(), mapping.clone(), None);
+            let mut memory = Memory::new(members.clone(), mapping.clone(), None, Store::PLAIN);
             memory.sizes = sizes;
             (members.clone(), Letters::new(members, memory))
         };

@@ -84,8 +84,9 @@ struct Communication {
     members: Arc<Members>,
     meeting: Meeting,
     exchange: Exchange<Messages>,
-    /// The v-form that is going on.
-    parts: Option<Parts>,
+    parts: Parts,
+    /// Whether what goes on is a v-form.
+    by_parts: bool,
     letters: post::Letters,
 }
 
@@ -100,7 +101,8 @@ impl Communication {
         Communication {
             meeting: Meeting::new(members.clone()),
             exchange: Exchange::new(members.clone(), lanes),
-            parts: None,
+            parts: Parts::new(members.clone()),
+            by_parts: false,
             letters: post::Letters::new(members.clone()),
             members,
         }
@@ -114,21 +116,22 @@ impl Communicator for Communication {
         // SAFETY: the group calls this once per sequence, in order; there is no payload.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
         self.exchange.begin(call, pattern);
-        self.parts = None;
+        self.by_parts = false;
         self.poll()
     }
 
     fn start_uneven(&mut self, call: Uneven, sequence: u64) -> Result<Progress> {
         // SAFETY: as above.
         unsafe { self.meeting.begin(call.descriptor, sequence, &[]) };
-        self.parts = Some(Parts::new(self.members.clone(), call, sequence));
+        self.parts.begin(call, sequence);
+        self.by_parts = true;
         self.poll()
     }
 
     fn poll(&mut self) -> Result<Progress> {
-        match &mut self.parts {
-            Some(parts) => parts.poll(&mut self.exchange, &mut self.meeting),
-            None => self.exchange.poll(&mut self.meeting),
+        match self.by_parts {
+            true => self.parts.poll(&mut self.exchange, &mut self.meeting),
+            false => self.exchange.poll(&mut self.meeting),
         }
     }
 
@@ -138,9 +141,9 @@ impl Communicator for Communication {
     }
 
     fn awaits(&mut self, rank: u32) -> bool {
-        let moving = match &mut self.parts {
-            Some(parts) => parts.awaits(&mut self.exchange, rank),
-            None => self.exchange.awaits(rank),
+        let moving = match self.by_parts {
+            true => self.parts.awaits(&mut self.exchange, rank),
+            false => self.exchange.awaits(rank),
         };
         moving || self.meeting.awaits(rank)
     }

@@ -209,7 +209,7 @@ impl Wire for Messages {
             true => {
                 packed.resize(length, 0);
                 // SAFETY: as the caller promises.
-                unsafe { letter.take(at, packed.as_mut_ptr(), length) };
+                unsafe { letter.take(at, packed.as_mut_ptr(), length, false) };
                 &packed[..]
             }
             // SAFETY: as the caller promises, and readable as the letter's maker did.

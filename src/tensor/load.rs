@@ -3,8 +3,8 @@
 
 use super::manifest::Manifest;
 
-/// Tensors to this size are packed: a copy at either end costs less than a message of their own.
-pub(crate) const SMALL: usize = 16 * 1024;
+/// Tensors to this size are packed: a copy at either end costs less than a message of their own, about a microsecond.
+pub(crate) const SMALL: usize = 4 * 1024;
 /// A pack is closed when it has this many bytes, so that it is on its way while the next is packed.
 const PACK: usize = 256 * 1024;
 /// What tensors are aligned to, in packs and in memory of the library.
@@ -83,7 +83,7 @@ mod tests {
         );
         assert_eq!(loads(&manifest(&[7])), [Load::One(0)]);
         assert_eq!(loads(&manifest(&[0, 0])), []);
-        let packs = loads(&manifest(&[SMALL as u64; 40]));
+        let packs = loads(&manifest(&[SMALL as u64; 2 * PACK / SMALL + 1]));
         assert_eq!(packs.len(), 3, "packs are closed when they are large enough");
     }
 

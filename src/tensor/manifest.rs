@@ -299,15 +299,15 @@ fn record(reader: &mut Reader<'_>) -> Result<Record, Refusal> {
     if usize::from(dimensions) > MAX_DIMENSIONS {
         return Err(refused("number of dimensions", dimensions));
     }
-    let mut extents = Vec::with_capacity(dimensions.into());
-    for _ in 0..dimensions {
-        extents.push(u64::from_le_bytes(reader.take()?));
+    let dimensions = usize::from(dimensions);
+    let (mut extents, mut strides) = ([0; MAX_DIMENSIONS], [0; MAX_DIMENSIONS]);
+    for extent in &mut extents[..dimensions] {
+        *extent = u64::from_le_bytes(reader.take()?);
     }
-    let mut strides = Vec::with_capacity(dimensions.into());
-    for _ in 0..dimensions {
-        strides.push(i64::from_le_bytes(reader.take()?));
+    for stride in &mut strides[..dimensions] {
+        *stride = i64::from_le_bytes(reader.take()?);
     }
-    let shape = Shape::new(&extents, &strides, dtype.size())
+    let shape = Shape::new(&extents[..dimensions], &strides[..dimensions], dtype.size())
         .map_err(|error| refusal(format_args!("tensor {name:?}: {error}")))?;
     Ok(Record { name: name.to_owned(), dtype, device, shape, sliced: sliced == 1 })
 }

@@ -149,27 +149,16 @@ pub struct Received {
 }
 
 impl Dict {
-    /// Sends tensors to a rank, and waits until their memory may be used again.
-    pub fn send(group: &Arc<Group>, views: &[View], options: Options) -> Result<()> {
-        let parcel = Parcel::new(group, views, false, &options)?;
-        let mut letters = Vec::with_capacity(parcel.pieces.len());
-        parcel.letters(&options, &mut letters);
-        group.exchange(&letters, options.timeout).map(drop)
-    }
-
-    /// Sends an object.
-    pub fn send_object(group: &Arc<Group>, object: &View, options: Options) -> Result<()> {
-        let parcel = Parcel::new(group, std::slice::from_ref(object), true, &options)?;
-        let mut letters = Vec::with_capacity(parcel.pieces.len());
-        parcel.letters(&options, &mut letters);
-        group.exchange(&letters, options.timeout).map(drop)
+    /// Sends tensors to a rank, with `object` one that is an object, and waits until their memory may be used again.
+    pub fn send(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<()> {
+        let parcel = Parcel::new(group, views, object, &options)?;
+        group.exchange(&parcel.letters(&options), options.timeout).map(drop)
     }
 
     /// Starts to send tensors; with `object`, one that is an object. Their memory must stay until the dict is over.
     pub fn start_send(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<Arc<Self>> {
         let parcel = Parcel::new(group, views, object, &options)?;
-        let mut letters = Vec::with_capacity(parcel.pieces.len());
-        parcel.letters(&options, &mut letters);
+        let letters = parcel.letters(&options);
         let timeout = options.timeout;
         let dict = Self::new(group, options, false, State::Sending { requests: Vec::new(), _parcel: parcel });
         for letter in letters {
@@ -410,6 +399,9 @@ impl Parcel {
     fn new(group: &Group, views: &[View], object: bool, options: &Options) -> Result<Self> {
         refuse_batch()?;
         check_peer(group, options)?;
+        if object && options.replicas.is_some() {
+            return Err(Error::invalid("an object is not sliced: options->replicas must be NULL"));
+        }
         let (parts, part) = options.replicas.as_ref().map_or((1, 0), |replicas| (replicas.size(), replicas.rank()));
         let record = |view: &View| {
             if view.device != Device::Host {
@@ -442,18 +434,18 @@ impl Parcel {
                     let window = manifest.window(record);
                     let start = match view.shape.is_alike(&record.shape) {
                         true => view.data,
-                        false => parcel.copy(record.bytes(), |to| view.copy_to(to, &record.shape))?,
+                        false => parcel.copy(Slab::unwritten(record.bytes())?, |to| view.copy_to(to, &record.shape)),
                     };
                     // SAFETY: the window lies within the tensor, whose elements have no gaps.
                     (unsafe { start.add(window.start) }.cast_const(), window.len())
                 }
                 Load::Pack(pack, bytes) => {
-                    let start = parcel.copy(bytes, |to| {
+                    let start = parcel.copy(Slab::new(bytes)?, |to| {
                         for (index, at) in &pack {
                             // SAFETY: the pack has room for the tensor there.
                             views[*index].copy_to(unsafe { to.add(*at) }, &manifest.records[*index].shape);
                         }
-                    })?;
+                    });
                     (start.cast_const(), bytes)
                 }
             };
@@ -462,13 +454,12 @@ impl Parcel {
         Ok(parcel)
     }
 
-    /// A new stretch of memory, kept here, that `fill` fills.
-    fn copy(&mut self, bytes: usize, fill: impl FnOnce(*mut u8)) -> Result<*mut u8> {
-        let slab = Slab::new(bytes)?;
-        let start = slab.at(0, bytes);
+    /// Keeps a stretch of memory here, which `fill` fills.
+    fn copy(&mut self, slab: Slab, fill: impl FnOnce(*mut u8)) -> *mut u8 {
+        let start = slab.at(0, 0);
         fill(start);
         self._copies.push(slab);
-        Ok(start)
+        start
     }
 
     /// What follows the first message of the manifest.
@@ -481,17 +472,18 @@ impl Parcel {
     }
 
     /// The letters of the message.
-    fn letters(&self, options: &Options, letters: &mut Vec<Letter>) {
+    fn letters(&self, options: &Options) -> Vec<Letter> {
         let head = self.length.min(FIRST);
         let manifest =
             (self.length > FIRST).then(|| (self.head.at(FIRST, self.length - FIRST).cast_const(), self.length - FIRST));
         let heads = std::iter::once((self.head.at(0, head).cast_const(), head)).chain(manifest);
         let heads = heads.map(|piece| (piece, options.manifest_tag()));
         let data = self.pieces.iter().map(|piece| (*piece, options.data_tag()));
-        for ((start, bytes), tag) in heads.chain(data) {
+        let letter = |((start, bytes), tag): ((*const u8, usize), i64)| {
             // SAFETY: readable until the message is over: kept in this parcel, or promised by the caller.
-            letters.push(unsafe { Letter::send(options.peer, tag, DType::Bytes, start, bytes as u64) });
-        }
+            unsafe { Letter::send(options.peer, tag, DType::Bytes, start, bytes as u64) }
+        };
+        heads.chain(data).map(letter).collect()
     }
 }
 
@@ -550,7 +542,11 @@ impl Arrival {
                 at
             }));
         }
-        let slab = Slab::new(bytes)?;
+        // Slices are gathered with the padding of the last one, which may not tell what this memory held.
+        let slab = match loads.iter().any(|load| matches!(load, Load::One(index) if manifest.records[*index].sliced)) {
+            true => Slab::new(bytes)?,
+            false => Slab::unwritten(bytes)?,
+        };
         let mut arrival = Arrival {
             places: match views {
                 Some(views) => views.iter().map(|view| view.data).collect(),

@@ -2,23 +2,35 @@
 //!
 //! Pure but for the copies. Whatever comes from a caller or a peer is checked before it is multiplied.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 
 /// The most dimensions of a tensor.
 pub const MAX_DIMENSIONS: usize = 16;
 
-/// A shape with strides, both in elements.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A shape with strides, both in elements. Allocates nothing: a dict has many.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Shape {
-    extents: Vec<u64>,
-    strides: Vec<i64>,
+    dimensions: u8,
+    /// 0 beyond the dimensions, as the strides are.
+    extents: [u64; MAX_DIMENSIONS],
+    strides: [i64; MAX_DIMENSIONS],
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shape").field("extents", &self.extents()).field("strides", &self.strides()).finish()
+    }
 }
 
 impl Shape {
     /// A shape whose elements lie row by row without gaps; refused where its bytes cannot be addressed.
     pub fn rows(extents: &[u64], element: usize) -> Result<Self> {
-        let strides = rows(extents);
-        Self::new(extents, &strides, element)
+        let dimensions = extents.len().min(MAX_DIMENSIONS);
+        // More than can be are refused below, before anything is read of them.
+        let strides = rows(&extents[..dimensions]);
+        Self::new(extents, strides.get(..extents.len()).unwrap_or(&strides), element)
     }
 
     /// A shape with these strides. Checks that the number of elements and the farthest of them can be addressed; what
@@ -46,22 +58,31 @@ impl Shape {
         if reach.checked_mul(element as u64).is_none_or(|bytes| bytes > isize::MAX as u64) {
             return Err(too_large());
         }
-        Ok(Shape { extents: extents.to_vec(), strides: strides.to_vec() })
+        Ok(Self::of(extents, strides))
+    }
+
+    /// Both as long, and no longer than possible.
+    fn of(extents: &[u64], strides: &[i64]) -> Self {
+        let mut shape =
+            Shape { dimensions: extents.len() as u8, extents: [0; MAX_DIMENSIONS], strides: [0; MAX_DIMENSIONS] };
+        shape.extents[..extents.len()].copy_from_slice(extents);
+        shape.strides[..strides.len()].copy_from_slice(strides);
+        shape
     }
 
     /// The extents.
     pub fn extents(&self) -> &[u64] {
-        &self.extents
+        &self.extents[..self.dimensions.into()]
     }
 
     /// The strides, in elements.
     pub fn strides(&self) -> &[i64] {
-        &self.strides
+        &self.strides[..self.dimensions.into()]
     }
 
     /// Elements.
     pub fn count(&self) -> u64 {
-        self.extents.iter().product()
+        self.extents().iter().product()
     }
 
     /// Whether the elements fill one stretch of memory from the first on, each once, in whatever order of dimensions: then
@@ -70,14 +91,13 @@ impl Shape {
         if self.count() == 0 {
             return true;
         }
-        let mut dimensions: Vec<(i64, u64)> =
-            self.strides.iter().copied().zip(self.extents.iter().copied()).filter(|(_, extent)| *extent > 1).collect();
-        dimensions.sort_unstable();
+        // Each dimension in turn must continue those that are nearer: which it is, its stride says.
+        let dimensions = || self.strides().iter().zip(self.extents()).filter(|(_, extent)| **extent > 1);
         let mut next = 1_u64;
-        for (stride, extent) in dimensions {
-            if u64::try_from(stride) != Ok(next) {
+        for _ in dimensions() {
+            let Some((_, extent)) = dimensions().find(|(stride, _)| u64::try_from(**stride) == Ok(next)) else {
                 return false;
-            }
+            };
             next *= extent;
         }
         true
@@ -85,23 +105,26 @@ impl Shape {
 
     /// The same extents as they travel: as they lie where that is dense, else row by row.
     pub fn on_the_way(&self) -> Shape {
-        let strides = if self.is_dense() { self.strides.clone() } else { rows(&self.extents) };
-        Shape { extents: self.extents.clone(), strides }
+        if self.is_dense() {
+            return self.clone();
+        }
+        let extents = self.extents();
+        Self::of(extents, &rows(extents)[..extents.len()])
     }
 
     /// Whether both put every element in the same place.
     pub fn is_alike(&self, other: &Shape) -> bool {
-        self.extents == other.extents
+        self.extents() == other.extents()
             && (self.count() == 0
-                || (0..self.extents.len()).all(|i| self.extents[i] < 2 || self.strides[i] == other.strides[i]))
+                || (0..self.extents().len()).all(|i| self.extents[i] < 2 || self.strides[i] == other.strides[i]))
     }
 }
 
-/// The strides of a shape whose elements lie row by row.
-fn rows(extents: &[u64]) -> Vec<i64> {
-    let mut strides = vec![1; extents.len()];
+/// The strides of a shape whose elements lie row by row: as many as there are extents.
+fn rows(extents: &[u64]) -> [i64; MAX_DIMENSIONS] {
+    let mut strides = [0; MAX_DIMENSIONS];
     let mut next = 1_i64;
-    for (stride, extent) in strides.iter_mut().zip(extents).rev() {
+    for (stride, extent) in strides[..extents.len()].iter_mut().zip(extents).rev() {
         *stride = next;
         next = next.saturating_mul(i64::try_from(*extent).unwrap_or(i64::MAX).max(1));
     }
@@ -114,12 +137,16 @@ fn rows(extents: &[u64]) -> Vec<i64> {
 /// `from` is readable and `to` writable wherever their shapes put an element of `element` bytes, and no element of one
 /// overlaps any of the other, nor two of `to` each other.
 pub unsafe fn copy(from: *const u8, from_shape: &Shape, to: *mut u8, to_shape: &Shape, element: usize) {
-    debug_assert_eq!(from_shape.extents, to_shape.extents);
+    debug_assert_eq!(from_shape.extents(), to_shape.extents());
     if from_shape.count() == 0 {
         return;
     }
+    if from_shape.is_alike(to_shape) && to_shape.is_dense() {
+        // SAFETY: the elements fill one stretch on either side, in the same order.
+        return unsafe { std::ptr::copy_nonoverlapping(from, to, to_shape.count() as usize * element) };
+    }
     // Dimensions from the one whose elements lie farthest apart in `to`, those that continue each other in both merged.
-    let mut order: Vec<usize> = (0..to_shape.extents.len()).filter(|i| to_shape.extents[*i] > 1).collect();
+    let mut order: Vec<usize> = (0..to_shape.extents().len()).filter(|i| to_shape.extents[*i] > 1).collect();
     order.sort_by_key(|i| std::cmp::Reverse(to_shape.strides[*i].unsigned_abs()));
     let mut dimensions: Vec<(u64, i64, i64)> = Vec::with_capacity(order.len());
     for i in order {
@@ -229,7 +256,7 @@ mod tests {
     /// The places of all elements in the order of their indices.
     fn places(shape: &Shape) -> Vec<usize> {
         let mut all = vec![0_i64];
-        for (extent, stride) in shape.extents.iter().zip(&shape.strides) {
+        for (extent, stride) in shape.extents().iter().zip(shape.strides()) {
             all = all.iter().flat_map(|at| (0..*extent as i64).map(move |i| at + i * stride)).collect();
         }
         if shape.count() == 0 { Vec::new() } else { all.into_iter().map(|at| at as usize).collect() }

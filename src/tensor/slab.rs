@@ -1,14 +1,14 @@
-//! Memory of the library for tensors: one stretch, zeroed, aligned for any element type and for whole cache lines.
+//! Memory of the library for tensors: one stretch, aligned for any element type and for whole cache lines.
 
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc},
+    alloc::{Layout, alloc, alloc_zeroed, dealloc},
     ptr::NonNull,
 };
 
 use super::load::ALIGNMENT;
 use crate::error::{Error, Result};
 
-/// A stretch of memory. Zeroed, so that padding which travels tells nothing.
+/// A stretch of memory.
 #[derive(Debug)]
 pub(crate) struct Slab {
     start: NonNull<u8>,
@@ -21,8 +21,20 @@ unsafe impl Send for Slab {}
 unsafe impl Sync for Slab {}
 
 impl Slab {
-    /// So many bytes; none of them cost nothing.
+    /// So many bytes, zeroed, so that padding which travels tells nothing; none of them cost nothing.
     pub(crate) fn new(bytes: usize) -> Result<Self> {
+        // SAFETY: the layout has a size.
+        Self::of(bytes, |layout| unsafe { alloc_zeroed(layout) })
+    }
+
+    /// So many bytes that hold anything, for what is written before it is read: zeroing takes as long as receiving.
+    pub(crate) fn unwritten(bytes: usize) -> Result<Self> {
+        // SAFETY: the layout has a size.
+        Self::of(bytes, |layout| unsafe { alloc(layout) })
+    }
+
+    /// `allocate` gets a layout that has a size.
+    fn of(bytes: usize, allocate: impl FnOnce(Layout) -> *mut u8) -> Result<Self> {
         let refused = || Error::OutOfMemory(format!("{bytes} bytes for tensors"));
         let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| refused())?;
         if bytes == 0 {
@@ -31,8 +43,7 @@ impl Slab {
                 bytes,
             });
         }
-        // SAFETY: the layout has a size.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
+        let start = NonNull::new(allocate(layout)).ok_or_else(refused)?;
         Ok(Slab { start, bytes })
     }
 
@@ -52,7 +63,7 @@ impl Drop for Slab {
         if let Ok(layout) = Layout::from_size_align(self.bytes, ALIGNMENT)
             && self.bytes > 0
         {
-            // SAFETY: allocated by `new` with this layout.
+            // SAFETY: allocated with this layout.
             unsafe { dealloc(self.start.as_ptr(), layout) };
         }
     }

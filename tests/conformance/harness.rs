@@ -1,10 +1,11 @@
 //! Worlds of threads, memory with guards around it, and a watchdog.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
+use rustix::process::Pid;
 use tutti::{
     communicator::{Call, Descriptor},
     config::{GroupOptions, Selection, Timeout, WorldOptions},
@@ -42,6 +43,22 @@ pub(crate) fn watchdog() -> mpsc::Sender<()> {
         }
     });
     over
+}
+
+/// Waits until so many threads have put themselves on the list, and all of them sleep in the kernel.
+pub(crate) fn until_asleep(threads: &Mutex<Vec<Pid>>, count: usize) {
+    let sleeps = |thread: &Pid| {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", thread.as_raw_nonzero())).unwrap();
+        // The state follows the name, which may hold anything.
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('S'))
+    };
+    loop {
+        let threads = threads.lock().unwrap().clone();
+        if threads.len() == count && threads.iter().all(sleeps) {
+            return;
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// Runs one thread per rank; a panic of any of them fails the test.

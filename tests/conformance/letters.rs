@@ -1,7 +1,7 @@
 //! The promises about letters: messages from one rank to another, beside the group's calls.
 
 use std::{
-    sync::{Arc, Barrier},
+    sync::{Arc, Barrier, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use tutti::{
     group::{Group, Request, batch},
 };
 
-use crate::harness::{Buffer, Random, call, descriptor, on_all_ranks, world};
+use crate::harness::{Buffer, Random, call, descriptor, on_all_ranks, until_asleep, world};
 
 const PATIENT: i64 = 120_000;
 
@@ -345,16 +345,16 @@ pub(crate) fn a_receive_nobody_sends_to_names_the_rank(communicator: &str) {
 
 pub(crate) fn an_abort_ends_letters_within_10_ms(communicator: &str) {
     let groups = world(communicator, 3, PATIENT);
-    let waiting = Barrier::new(3);
+    let waiting = Mutex::new(Vec::new());
     let times = on_all_ranks(&groups, |group| {
         let mut large = bytes(&content(0, 0, 1 << 20));
-        waiting.wait();
         if group.rank() == 0 {
-            std::thread::sleep(Duration::from_millis(100));
+            until_asleep(&waiting, 2);
             let at = Instant::now();
             group.abort();
             return at;
         }
+        waiting.lock().unwrap().push(rustix::thread::gettid());
         // One waits for a message, the other for its receiver.
         let letter = match group.rank() {
             1 => receive(&mut large, 0, 0, DType::Bytes),

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use tutti::{
 };
 
 use crate::{
-    harness::{Buffer, Memory, Random, Registered, call, descriptor, on_all_ranks, planned_world, world},
+    harness::{Buffer, Memory, Random, Registered, call, descriptor, on_all_ranks, planned_world, until_asleep, world},
     oracle,
 };
 
@@ -376,16 +376,15 @@ pub(crate) fn ranks_that_disagree_get_mismatch_and_no_output(communicator: &str)
 
 pub(crate) fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &str) {
     let groups = world(communicator, 4, PATIENT);
-    let waiting = Barrier::new(4);
+    let waiting = Mutex::new(Vec::new());
     let times = on_all_ranks(&groups, |group| {
-        waiting.wait();
         if group.rank() == 0 {
-            // Long enough that the others sleep in the kernel.
-            std::thread::sleep(Duration::from_millis(100));
+            until_asleep(&waiting, 3);
             let at = Instant::now();
             group.abort();
             return at;
         }
+        waiting.lock().unwrap().push(rustix::thread::gettid());
         let error = group.sync(Timeout::Default).unwrap_err();
         let at = Instant::now();
         assert_eq!(error.status(), Status::Aborted, "{error}");

@@ -13,3 +13,4 @@ mod refusals;
 mod sandbox;
 mod silence;
 mod stage;
+mod uneven;

@@ -69,14 +69,14 @@ fn a_writer_killed_in_the_middle_of_a_message_leaves_none_of_it() {
             let _ = queue.write(&vec![1; 1 << 20], Timeout::Default);
             unreachable!("it was to be killed");
         }
-        rank.tell("here");
+        // It has begun; it cannot end, since it is not taken.
+        assert_eq!(queue.next(Timeout::Default).unwrap(), 1 << 20);
+        rank.tell("begun");
         rank.cue();
         rank.tell(outcome(|| read(&queue)));
     });
     let mut world = stage.scene("").launch(2);
     world.hear_all::<String>(&[0, 1]);
-    // However far it got; the ring fills in no time.
-    std::thread::sleep(std::time::Duration::from_millis(50));
     world.kill(0);
     world.cue(1, "read");
     let outcomes = world.hear_failure(&[1], Status::PeerLost, 0);

@@ -111,7 +111,7 @@ fn tensors_come_as_they_were_sent() {
         for turn in 0..3 {
             let sent = tensors(turn);
             if rank == 0 {
-                Dict::send(&group, &views(&sent), with(1, 7)).unwrap();
+                Dict::send(&group, &views(&sent), false, with(1, 7)).unwrap();
                 continue;
             }
             let dict = receive(&group, with(0, 7));
@@ -131,7 +131,7 @@ fn the_receiver_may_learn_what_comes_and_supply_memory_of_other_strides() {
     on_threads(world(2), |rank, group| {
         let sent = tensors(11);
         if rank == 0 {
-            return Dict::send(&group, &views(&sent), with(1, 0)).unwrap();
+            return Dict::send(&group, &views(&sent), false, with(1, 0)).unwrap();
         }
         let dict = Dict::start_receive(&group, with(0, 0)).unwrap();
         assert_eq!(dict.probe(Timeout::Default).unwrap(), Progress::Done);
@@ -172,7 +172,7 @@ fn objects_and_many_names_travel_too() {
         for bytes in [0, 1, 100_000] {
             let object = Tensor::new("", DType::Bytes, &[bytes], 0, 5);
             if rank == 0 {
-                Dict::send_object(&group, &object.view, with(1, 2)).unwrap();
+                Dict::send(&group, std::slice::from_ref(&object.view), true, with(1, 2)).unwrap();
             } else {
                 let dict = receive(&group, with(0, 2));
                 assert!(dict.is_object());
@@ -180,7 +180,7 @@ fn objects_and_many_names_travel_too() {
             }
         }
         if rank == 0 {
-            return Dict::send(&group, &views(&many), with(1, 2)).unwrap();
+            return Dict::send(&group, &views(&many), false, with(1, 2)).unwrap();
         }
         let dict = receive(&group, with(0, 2));
         dict.records().unwrap().iter().zip(&many).for_each(|(received, tensor)| same(received, tensor));
@@ -279,7 +279,7 @@ fn ranks_of_a_replicating_group_send_slices_and_the_receivers_gather_them() {
                 );
                 let options = |peer| Options { peer, replicas: Some(tp.clone()), ..Options::default() };
                 if pp.rank() == 0 {
-                    Dict::send(&pp, &views(&sent), options(1)).unwrap();
+                    Dict::send(&pp, &views(&sent), false, options(1)).unwrap();
                     continue;
                 }
                 let dict = Dict::start_receive(&pp, options(0)).unwrap();
@@ -335,7 +335,7 @@ fn slices_that_the_receivers_cannot_gather_are_refused_and_the_message_is_not_lo
 fn what_cannot_be_sent_is_refused_before_anything_happens() {
     let _process = together();
     on_threads(world(2), |_, group| {
-        let refused = |views: &[View], options: Options| match Dict::send(&group, views, options) {
+        let refused = |views: &[View], options: Options| match Dict::send(&group, views, false, options) {
             Err(error) => (error.status(), error.to_string()),
             Ok(()) => panic!("it was sent"),
         };
