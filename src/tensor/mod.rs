@@ -8,9 +8,10 @@
 //! # A message
 //!
 //! First the manifest, as one message of bytes to [`FIRST`] long, and a second with what is longer; then the loads, one
-//! after the other, all under way at once. Everything travels as bytes under two tags of its own per tag of the caller,
-//! so nothing here meets what the caller sends and receives itself. In a broadcast the same bytes go by the group's
-//! broadcasts, which every rank can tell in advance as soon as it has the manifest.
+//! after the other, all under way at once. Everything travels as bytes under two tags of its own per tag of the caller, one
+//! for the beginning and one for what follows; so several messages may be awaited at once, and nothing here meets what the
+//! caller sends and receives itself. In a broadcast the same bytes go by the group's broadcasts, which every rank can tell
+//! in advance as soon as it has the manifest.
 //!
 //! # Slices
 //!
@@ -25,7 +26,10 @@ mod slab;
 
 use std::{
     ptr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use self::{
@@ -47,8 +51,9 @@ pub const FIRST: usize = 4096;
 /// Tensors from this size on are sliced, where there is a replicating group and no flag says otherwise: below it a
 /// gather costs more than it saves.
 const SLICED_FROM: usize = 64 * 1024;
-/// Where the tags of tensor dicts begin, two for each of the caller's: callers' own tags are not negative.
-const TAGS: i64 = i64::MIN;
+/// Where the tags of tensor dicts begin, two for each of the caller's: callers' own tags are not negative, and those of
+/// transfers lie below.
+const TAGS: i64 = i64::MIN / 2;
 
 /// Whether each rank of a replicating group sends a slice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,6 +122,8 @@ pub struct Dict {
     options: Options,
     is_broadcast: bool,
     state: Mutex<State>,
+    /// Whether who has the state waits with it, for a peer.
+    is_waiting: AtomicBool,
 }
 
 enum State {
@@ -216,7 +223,8 @@ impl Dict {
     /// How far it is: `Done` for a send that is over, and for a message of which [`Dict::wait`] will not wait for the
     /// beginning.
     pub fn test(&self) -> Result<Progress> {
-        let state = self.state();
+        // Whoever waits for it in another thread goes on with it, too.
+        let Some(state) = self.state_at_rest() else { return Ok(Progress::Pending) };
         let requests = match &*state {
             State::Sending { requests, .. } | State::Broadcasting { requests, .. } => requests.as_slice(),
             State::Awaited { request, .. } => std::slice::from_ref(request),
@@ -232,7 +240,10 @@ impl Dict {
 
     /// Waits until it is known what comes; `Pending` if `timeout` ends first.
     pub fn probe(&self, timeout: Timeout) -> Result<Progress> {
-        self.announce(&mut self.state(), timeout)
+        refuse_batch()?;
+        let mut state = self.state_to_tell()?;
+        let _waiting = self.waiting();
+        self.announce(&mut state, timeout)
     }
 
     /// Finishes: a send or broadcast of this rank until its memory may be used again; a message until it is here, in memory
@@ -249,7 +260,7 @@ impl Dict {
 
     /// The tensors of a message: what they are, as soon as that is known; where they are, once they are here.
     pub fn records(&self) -> Result<Vec<Received>> {
-        let state = self.state();
+        let state = self.state_to_tell()?;
         match &*state {
             State::Announced(manifest) => Ok(manifest
                 .records
@@ -269,13 +280,25 @@ impl Dict {
     }
 
     /// Whether a message that was announced is an object.
-    pub fn is_object(&self) -> bool {
-        matches!(&*self.state(), State::Announced(manifest) | State::Here { manifest, .. } if manifest.object)
+    pub fn is_object(&self) -> Result<bool> {
+        let state = self.state_to_tell()?;
+        Ok(matches!(&*state, State::Announced(manifest) | State::Here { manifest, .. } if manifest.object))
     }
 
-    /// Gives it up. One that is not over aborts its group first, since its memory may go and its peer counts on it.
+    /// Gives it up. One that is not over aborts its group first, since its memory may go and its peer counts on it. A wait
+    /// in another thread ends by that.
     pub fn release(&self) {
-        let mut state = self.state();
+        let mut state = match self.state_at_rest() {
+            Some(state) => state,
+            None => {
+                self.group.abort();
+                if let Some(replicas) = &self.options.replicas {
+                    replicas.abort();
+                }
+                self.state()
+            }
+        };
+        let _waiting = self.waiting();
         match &*state {
             State::Sending { requests, .. } | State::Broadcasting { requests, .. } => {
                 requests.iter().for_each(|request| request.release());
@@ -291,16 +314,47 @@ impl Dict {
     }
 
     fn new(group: &Arc<Group>, options: Options, is_broadcast: bool, state: State) -> Arc<Self> {
-        Arc::new(Dict { group: group.clone(), options, is_broadcast, state: Mutex::new(state) })
+        let (state, is_waiting) = (Mutex::new(state), AtomicBool::new(false));
+        Arc::new(Dict { group: group.clone(), options, is_broadcast, state, is_waiting })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state, but not while another thread waits with it for a peer.
+    fn state_at_rest(&self) -> Option<MutexGuard<'_, State>> {
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return Some(state),
+                Err(TryLockError::Poisoned(state)) => return Some(state.into_inner()),
+                Err(TryLockError::WouldBlock) if self.is_waiting.load(Ordering::Acquire) => return None,
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+    }
+
+    /// [`Dict::state_at_rest`] for who needs it.
+    fn state_to_tell(&self) -> Result<MutexGuard<'_, State>> {
+        self.state_at_rest().ok_or_else(|| Error::usage("another thread waits for this dict: test it, or wait there"))
+    }
+
+    /// To be held by whoever waits with the state; dropped before it.
+    fn waiting(&self) -> impl Drop {
+        struct Waiting<'a>(&'a AtomicBool);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Release);
+            }
+        }
+        self.is_waiting.store(true, Ordering::Release);
+        Waiting(&self.is_waiting)
+    }
+
     fn finish(&self, views: Option<&[View]>, timeout: Timeout) -> Result<Progress> {
         refuse_batch()?;
-        let mut state = self.state();
+        let mut state = self.state_to_tell()?;
+        let _waiting = self.waiting();
         match &*state {
             State::Sending { requests, .. } => {
                 for request in requests {
@@ -374,7 +428,7 @@ impl Dict {
         if self.is_broadcast {
             return self.group.run(broadcast(&self.options, rest.as_mut_ptr(), rest.len()), self.options.timeout);
         }
-        let (peer, tag, timeout) = (self.options.peer, self.options.manifest_tag(), self.options.timeout);
+        let (peer, tag, timeout) = (self.options.peer, self.options.data_tag(), self.options.timeout);
         let more = self.group.receive_bytes(rest, peer, tag, timeout)?;
         bytes.truncate(came + more);
         Ok(())
@@ -485,10 +539,9 @@ impl Parcel {
         let head = self.length.min(FIRST);
         let manifest =
             (self.length > FIRST).then(|| (self.head.at(FIRST, self.length - FIRST).cast_const(), self.length - FIRST));
-        let heads = std::iter::once((self.head.at(0, head).cast_const(), head)).chain(manifest);
-        let heads = heads.map(|piece| (piece, options.manifest_tag()));
-        let data = self.pieces.iter().map(|piece| (*piece, options.data_tag()));
-        for ((start, bytes), tag) in heads.chain(data) {
+        let head = std::iter::once(((self.head.at(0, head).cast_const(), head), options.manifest_tag()));
+        let data = manifest.into_iter().chain(self.pieces.iter().copied());
+        for ((start, bytes), tag) in head.chain(data.map(|piece| (piece, options.data_tag()))) {
             // SAFETY: readable until the message is over: kept in this parcel, or promised by the caller.
             letters.push(unsafe { Letter::send(options.peer, tag, DType::Bytes, start, bytes as u64) });
         }
