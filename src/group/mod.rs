@@ -443,7 +443,7 @@ impl Group {
     /// The way inside for a call, if no other is going on.
     #[inline]
     fn enter(&self) -> Result<Inside<'_, Core>> {
-        let core = self.core.call()?;
+        let core = self.core.call(|| self.members.ring(self.rank()))?;
         match self.occupied.load(Ordering::Relaxed) {
             true => Err(gate::occupied()),
             false => Ok(core),
