@@ -1856,11 +1856,7 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_tensor(tutti_dict_t *dict, si
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (none has); TUTTI_INVALID_USAGE (forked process, it is not known
 /// yet, or another thread waits for it).
-TUTTI_API
-TUTTI_MUST_USE
-tutti_status_t tutti_dict_find(tutti_dict_t *dict,
-                               const char *name,
-                               size_t *index);
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_find(tutti_dict_t *dict, const char *name, size_t *index);
 
 /// Writes where the bytes of an object are and how many; *object is NULL until they are here. They belong to the dict, or
 /// are where the caller wanted them. Any thread.
