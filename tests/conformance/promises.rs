@@ -431,8 +431,9 @@ pub(crate) fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator:
             let address: *mut u8 = data.as_mut_ptr().cast();
             group.run(call(what, address, address), Timeout::Default).unwrap();
             group.leave();
-            left.wait();
+            // Before the others find out: then it is the group's failure that is told.
             assert_eq!(group.sync(Timeout::Default).unwrap_err().status(), Status::Aborted);
+            left.wait();
             return;
         }
         let address: *mut u8 = data.as_mut_ptr().cast();
