@@ -1760,7 +1760,8 @@ tutti_status_t tutti_object_send(tutti_group_t *group,
                                  tutti_dict_t **dict);
 
 /// Starts to receive the next message of options->peer with options->tag: tensors or an object. Returns at once. Several
-/// may be awaited at once; those of one peer and tag are to be waited for in the order in which they were started.
+/// may be awaited at once; those of one peer and tag have to be waited for in the order in which they were started, and a
+/// wait for a later one is TUTTI_INVALID_USAGE until the earlier ones are here.
 ///
 /// *dict gets a handle, NULL on failure, that the caller must free with tutti_dict_free. tutti_dict_wait brings the
 /// message here, into memory of the library or the caller's; tutti_dict_probe waits only until it is known what comes.
@@ -1828,8 +1829,8 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_probe(tutti_dict_t *dict, int
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS when timeout_ms ended first; TUTTI_INVALID_ARGUMENT (tensors that do not fit
 /// the message, which is then not lost); TUTTI_MISMATCH (what came is no message of tensors, or was sliced for other
-/// ranks); its failure; TUTTI_OUT_OF_MEMORY; TUTTI_INVALID_USAGE (forked process, a batch is open, or another thread waits
-/// for it).
+/// ranks); its failure; TUTTI_OUT_OF_MEMORY; TUTTI_INVALID_USAGE (forked process, a batch is open, another thread waits for
+/// it, or a message that was started before is to come first).
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_dict_wait(tutti_dict_t *dict,

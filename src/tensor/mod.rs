@@ -9,8 +9,8 @@
 //!
 //! First the manifest, as one message of bytes to [`FIRST`] long, and a second with what is longer; then the loads, one
 //! after the other, all under way at once. Everything travels as bytes under two tags of its own per tag of the caller, one
-//! for the beginning and one for what follows; so several messages may be awaited at once, and nothing here meets what the
-//! caller sends and receives itself. In a broadcast the same bytes go by the group's broadcasts, which every rank can tell
+//! for the beginning and one for what follows; so several messages may be awaited at once, if they are fetched in turn, and
+//! nothing here meets what the caller sends and receives itself. In a broadcast the same bytes go by the group's broadcasts, which every rank can tell
 //! in advance as soon as it has the manifest.
 //!
 //! # Slices
@@ -43,7 +43,7 @@ use crate::{
     config::Timeout,
     dtype::{Collective, DType, Op},
     error::{Error, Result, Status},
-    group::{Group, Request, batch},
+    group::{Group, Request, Turn, batch},
 };
 
 /// Bytes of the first message of a manifest: they travel with their envelope over shared memory.
@@ -132,9 +132,9 @@ enum State {
     /// A broadcast of this rank, whose manifest is on its way; the rest goes with the wait.
     Broadcasting { requests: Vec<Arc<Request>>, parcel: Parcel },
     /// The beginning of the manifest is awaited.
-    Awaited { request: Arc<Request>, first: Slab },
+    Awaited { request: Arc<Request>, first: Slab, turn: Option<Turn> },
     /// The manifest is here, the data are not.
-    Announced(Manifest),
+    Announced { manifest: Manifest, turn: Option<Turn> },
     /// All is here: in memory of the library, or of the caller.
     Here { manifest: Manifest, places: Vec<*mut u8>, shapes: Vec<Shape>, _slab: Slab },
     /// Nothing is left of it: a send that is over, or one that failed.
@@ -198,8 +198,9 @@ impl Dict {
         let letter = unsafe {
             Letter::receive(options.peer, options.manifest_tag(), DType::Bytes, first.at(0, FIRST), FIRST as u64)
         };
+        let turn = Some(group.line_up((options.peer, options.tag)));
         let request = group.post(letter, options.timeout)?;
-        Ok(Self::new(group, options, false, State::Awaited { request, first }))
+        Ok(Self::new(group, options, false, State::Awaited { request, first, turn }))
     }
 
     /// Starts to broadcast: the root its tensors, all others to receive them. Collective. Every rank must wait for it before
@@ -217,7 +218,7 @@ impl Dict {
         }
         let first = Slab::new(FIRST)?;
         let request = group.start(broadcast(&options, first.at(0, FIRST), FIRST), options.timeout)?;
-        Ok(Self::new(group, options, true, State::Awaited { request, first }))
+        Ok(Self::new(group, options, true, State::Awaited { request, first, turn: None }))
     }
 
     /// How far it is: `Done` for a send that is over, and for a message of which [`Dict::wait`] will not wait for the
@@ -228,7 +229,7 @@ impl Dict {
         let requests = match &*state {
             State::Sending { requests, .. } | State::Broadcasting { requests, .. } => requests.as_slice(),
             State::Awaited { request, .. } => std::slice::from_ref(request),
-            State::Announced(_) | State::Here { .. } | State::Over => &[],
+            State::Announced { .. } | State::Here { .. } | State::Over => &[],
         };
         for request in requests {
             if request.test()? != Progress::Done {
@@ -262,7 +263,7 @@ impl Dict {
     pub fn records(&self) -> Result<Vec<Received>> {
         let state = self.state_to_tell()?;
         match &*state {
-            State::Announced(manifest) => Ok(manifest
+            State::Announced { manifest, .. } => Ok(manifest
                 .records
                 .iter()
                 .map(|record| Received { record: record.clone(), shape: record.shape.clone(), data: ptr::null_mut() })
@@ -282,7 +283,7 @@ impl Dict {
     /// Whether a message that was announced is an object.
     pub fn is_object(&self) -> Result<bool> {
         let state = self.state_to_tell()?;
-        Ok(matches!(&*state, State::Announced(manifest) | State::Here { manifest, .. } if manifest.object))
+        Ok(matches!(&*state, State::Announced { manifest, .. } | State::Here { manifest, .. } if manifest.object))
     }
 
     /// Gives it up. One that is not over aborts its group first, since its memory may go and its peer counts on it. A wait
@@ -304,10 +305,10 @@ impl Dict {
                 requests.iter().for_each(|request| request.release());
             }
             State::Awaited { request, .. } => request.release(),
-            State::Announced(_) | State::Here { .. } | State::Over => {}
+            State::Announced { .. } | State::Here { .. } | State::Over => {}
         }
         // The data of what was announced, and of a broadcast, are still counted on.
-        if matches!(&*state, State::Announced(_)) || matches!(&*state, State::Broadcasting { .. }) {
+        if matches!(&*state, State::Announced { .. }) || matches!(&*state, State::Broadcasting { .. }) {
             self.group.abort();
         }
         *state = State::Over;
@@ -378,15 +379,18 @@ impl Dict {
                 return outcome.map(|()| Progress::Done);
             }
             State::Here { .. } | State::Over => return Ok(Progress::Done),
-            State::Awaited { .. } | State::Announced(_) => {}
+            State::Awaited { .. } | State::Announced { .. } => {}
         }
         if self.announce(&mut state, timeout)? != Progress::Done {
             return Ok(Progress::Pending);
         }
-        let State::Announced(manifest) = &*state else { return Ok(Progress::Done) };
+        let State::Announced { manifest, turn } = &*state else { return Ok(Progress::Done) };
+        refuse_overtaking(turn.as_ref())?;
         let plan = Arrival::new(manifest, views, &self.options)?;
         let here = plan.fetch(&self.group, manifest, &self.options, self.is_broadcast);
-        let State::Announced(manifest) = std::mem::replace(&mut *state, State::Over) else { return Ok(Progress::Done) };
+        let State::Announced { manifest, .. } = std::mem::replace(&mut *state, State::Over) else {
+            return Ok(Progress::Done);
+        };
         here?;
         *state = State::Here { manifest, places: plan.places, shapes: plan.shapes, _slab: plan.slab };
         Ok(Progress::Done)
@@ -394,18 +398,23 @@ impl Dict {
 
     /// Goes on until the manifest is here.
     fn announce(&self, state: &mut State, timeout: Timeout) -> Result<Progress> {
-        let State::Awaited { request, first } = state else { return Ok(Progress::Done) };
+        let State::Awaited { request, first, turn } = state else { return Ok(Progress::Done) };
         if request.wait(timeout)? != Progress::Done {
             return Ok(Progress::Pending);
         }
         let came = if self.is_broadcast { FIRST } else { request.received().map_or(FIRST, |bytes| bytes as usize) };
         // SAFETY: the slab has so many bytes, and the request that wrote to them is over.
         let mut bytes = unsafe { std::slice::from_raw_parts(first.at(0, came.min(FIRST)), came.min(FIRST)) }.to_vec();
+        // What follows the beginning keeps its order among the messages of this peer and tag.
+        if Manifest::length(&bytes).is_ok_and(|length| length > came) {
+            refuse_overtaking(turn.as_ref())?;
+        }
+        let turn = turn.take();
         let read =
             self.rest_of_manifest(&mut bytes).and_then(|()| Manifest::decode(&bytes).map_err(|why| self.refused(why)));
         match read {
             Ok(manifest) => {
-                *state = State::Announced(manifest);
+                *state = State::Announced { manifest, turn };
                 Ok(Progress::Done)
             }
             Err(error) => {
@@ -775,6 +784,17 @@ fn check_peer(group: &Group, options: &Options) -> Result<()> {
         false => {
             Err(Error::invalid(format_args!("peer is {}, but the group has {} ranks", options.peer, group.size())))
         }
+    }
+}
+
+/// The data of messages of one peer and tag come in the order in which these were sent.
+fn refuse_overtaking(turn: Option<&Turn>) -> Result<()> {
+    match turn.is_none_or(Turn::has_come) {
+        true => Ok(()),
+        false => Err(Error::usage(
+            "a message of the same peer and tag, whose receive was started before, is not here yet: wait for that one \
+             first, or give them different tags",
+        )),
     }
 }
 

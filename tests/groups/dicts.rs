@@ -228,12 +228,47 @@ fn messages_of_one_tag_with_long_manifests_may_be_awaited_at_once() {
         };
         let sent = [many(0), many(1000)];
         if rank == 0 {
-            return sent.iter().for_each(|sent| Dict::send(&group, &views(sent), with(1, 0)).unwrap());
+            let dicts = sent.each_ref().map(|sent| Dict::start_send(&group, &views(sent), false, with(1, 0)).unwrap());
+            dicts.iter().for_each(|dict| assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done));
+            return;
         }
         let awaited = [0, 1].map(|_| Dict::start_receive(&group, with(0, 0)).unwrap());
+        // Out of order they would take each other's data.
+        for _ in 0..2 {
+            let error = awaited[1].wait(Timeout::Default).unwrap_err();
+            assert_eq!(error.status(), Status::InvalidUsage);
+            assert!(error.to_string().contains("wait for that one first"), "{error}");
+        }
         for (dict, sent) in awaited.iter().zip(&sent) {
             assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done);
             dict.records().unwrap().iter().zip(sent).for_each(|(received, tensor)| same(received, tensor));
+        }
+    });
+}
+
+#[test]
+fn messages_of_one_tag_are_probed_in_any_order_and_fetched_in_turn() {
+    let _process = together();
+    on_threads(world(2), |rank, group| {
+        let sent = [0, 1, 2].map(|seed| Tensor::new("t", DType::Int32, &[5000], 0, seed));
+        if rank == 0 {
+            let dicts = sent
+                .each_ref()
+                .map(|tensor| Dict::start_send(&group, std::slice::from_ref(&tensor.view), false, with(1, 0)).unwrap());
+            dicts.iter().for_each(|dict| assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done));
+            return;
+        }
+        let mut awaited = [0, 1, 2].map(|_| Some(Dict::start_receive(&group, with(0, 0)).unwrap()));
+        for dict in awaited.iter().rev().flatten() {
+            assert_eq!(dict.probe(Timeout::Default).unwrap(), Progress::Done);
+        }
+        for (at, tensor) in sent.iter().enumerate() {
+            for later in awaited[at + 1..].iter().flatten() {
+                assert_eq!(later.wait(Timeout::Default).unwrap_err().status(), Status::InvalidUsage);
+            }
+            let dict = awaited[at].take().unwrap();
+            assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done);
+            same(&dict.records().unwrap()[0], tensor);
         }
     });
 }
