@@ -1759,7 +1759,9 @@ tutti_status_t tutti_object_send(tutti_group_t *group,
                                  const tutti_dict_options_t *options,
                                  tutti_dict_t **dict);
 
-/// Starts to receive the next message of options->peer with options->tag: tensors or an object. Returns at once.
+/// Starts to receive the next message of options->peer with options->tag: tensors or an object. Returns at once. Several
+/// may be awaited at once; those of one peer and tag have to be waited for in the order in which they were started, and a
+/// wait for a later one is TUTTI_INVALID_USAGE until the earlier ones are here.
 ///
 /// *dict gets a handle, NULL on failure, that the caller must free with tutti_dict_free. tutti_dict_wait brings the
 /// message here, into memory of the library or the caller's; tutti_dict_probe waits only until it is known what comes.
@@ -1812,7 +1814,8 @@ tutti_status_t tutti_dict_test(tutti_dict_t *dict);
 /// for them. timeout_ms: how long this wait may take; when it ends first nothing has failed.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS when timeout_ms ended first; TUTTI_MISMATCH (what came is no message of
-/// tensors, and why); its failure; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open).
+/// tensors, and why); its failure; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open, or
+/// another thread waits for it).
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_probe(tutti_dict_t *dict, int64_t timeout_ms);
 
 /// Finishes a dict: one that is sent, until the memory of its tensors may be used again; one that comes, until all of it
@@ -1826,7 +1829,8 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_probe(tutti_dict_t *dict, int
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS when timeout_ms ended first; TUTTI_INVALID_ARGUMENT (tensors that do not fit
 /// the message, which is then not lost); TUTTI_MISMATCH (what came is no message of tensors, or was sliced for other
-/// ranks); its failure; TUTTI_OUT_OF_MEMORY; TUTTI_INVALID_USAGE (forked process, a batch is open).
+/// ranks); its failure; TUTTI_OUT_OF_MEMORY; TUTTI_INVALID_USAGE (forked process, a batch is open, another thread waits for
+/// it, or a message that was started before is to come first).
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_dict_wait(tutti_dict_t *dict,
@@ -1836,7 +1840,8 @@ tutti_status_t tutti_dict_wait(tutti_dict_t *dict,
 
 /// Writes how many tensors a message has. Any thread.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or it is not known yet).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it is not known yet,
+/// or another thread waits for it).
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_count(tutti_dict_t *dict, size_t *count);
 
 /// Writes what a tensor of a message is: all fields of *tensor; its data are NULL until the message is here. Set
@@ -1844,23 +1849,21 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_count(tutti_dict_t *dict, siz
 ///
 /// Strides are those the sender had, where its tensor had no gaps; otherwise elements lie row by row. Any thread.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or it is not known yet).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it is not known yet,
+/// or another thread waits for it).
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_tensor(tutti_dict_t *dict, size_t index, tutti_tensor_t *tensor);
 
 /// Writes which tensor of a message has this name. Any thread.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (none has); TUTTI_INVALID_USAGE (forked process, or it is not known yet).
-TUTTI_API
-TUTTI_MUST_USE
-tutti_status_t tutti_dict_find(tutti_dict_t *dict,
-                               const char *name,
-                               size_t *index);
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (none has); TUTTI_INVALID_USAGE (forked process, it is not known
+/// yet, or another thread waits for it).
+TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_find(tutti_dict_t *dict, const char *name, size_t *index);
 
 /// Writes where the bytes of an object are and how many; *object is NULL until they are here. They belong to the dict, or
 /// are where the caller wanted them. Any thread.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, the message has tensors and is no
-/// object, or it is not known yet).
+/// object, it is not known yet, or another thread waits for it).
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_dict_object(tutti_dict_t *dict,
@@ -1868,7 +1871,8 @@ tutti_status_t tutti_dict_object(tutti_dict_t *dict,
                                  size_t *bytes);
 
 /// Frees a dict, and the memory of the library that its tensors are in. One that is not over aborts its group first, since
-/// its peer counts on it; so does one that was announced and never waited for. Freeing NULL or a freed dict succeeds.
+/// its peer counts on it; so does one that was announced and never waited for. A wait in another thread ends with
+/// TUTTI_ABORTED. Freeing NULL or a freed dict succeeds.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a dict); TUTTI_INVALID_USAGE (forked process).
 TUTTI_API

@@ -46,17 +46,23 @@ pub(crate) fn prefetch(at: *const u8) {
     let _ = at;
 }
 
+/// How long [`spin_until`] keeps the core, which whoever is awaited may need.
+#[cfg(not(loom))]
+const SPIN: Duration = Duration::from_micros(20);
+
 /// Looks until it is so, for a short while; says whether it came to be. In the models, which know no time, for ever.
 pub(crate) fn spin_until(at_most: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     #[cfg(not(loom))]
-    let patience = Instant::now() + at_most;
+    let began = Instant::now();
     loop {
         if is_so() {
             return true;
         }
         #[cfg(not(loom))]
-        if Instant::now() >= patience {
-            return false;
+        match began.elapsed() {
+            waited if waited >= at_most => return false,
+            waited if waited >= SPIN => rustix::thread::sched_yield(),
+            _ => {}
         }
         #[cfg(loom)]
         let _ = at_most;

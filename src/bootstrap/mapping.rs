@@ -38,6 +38,9 @@ unsafe impl Sync for Mapping {}
 /// tables, and race detectors see all sides. Decides nothing.
 static MAPPED: Mutex<Option<HashMap<Identity, Weak<Mapping>>>> = Mutex::new(None);
 
+/// Bytes that are committed in one step, which takes some 300 microseconds.
+const STEP: usize = 1 << 20;
+
 /// A memfd's device and inode.
 type Identity = (u64, u64);
 
@@ -86,15 +89,22 @@ impl Mapping {
 
     /// Commits the pages of a part of the memfd, so that they come from the calling rank's NUMA node and writing
     /// them cannot fail.
+    ///
+    /// A signal ends a step and undoes it, so steps are short, and tried again: a program may have a timer that ticks.
     pub fn commit(fd: impl AsFd, offset: usize, length: usize) -> Result<()> {
-        rustix::fs::fallocate(&fd, FallocateFlags::empty(), offset as u64, length as u64).map_err(|errno| {
-            Error::system(
-                format_args!(
-                    "cannot commit {length} bytes of shared memory (is the container's memory limit reached?)"
-                ),
-                errno,
-            )
-        })
+        for done in (0..length).step_by(STEP) {
+            let (start, bytes) = (offset + done, STEP.min(length - done));
+            let step = || rustix::fs::fallocate(&fd, FallocateFlags::empty(), start as u64, bytes as u64);
+            rustix::io::retry_on_intr(step).map_err(|errno| {
+                Error::system(
+                    format_args!(
+                        "cannot commit {length} bytes of shared memory (is the container's memory limit reached?)"
+                    ),
+                    errno,
+                )
+            })?;
+        }
+        Ok(())
     }
 
     /// Memory of this process alone, for groups that cannot share any.
@@ -152,6 +162,27 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &second));
         drop((first, second));
         assert!(!MAPPED.lock().unwrap().as_ref().unwrap().values().any(|entry| entry.strong_count() == 0));
+    }
+
+    #[test]
+    fn signals_do_not_keep_memory_from_being_committed() {
+        const BYTES: usize = 64 << 20;
+        extern "C" fn nothing(_: i32) {}
+        // SAFETY: a handler that does nothing may run at any time.
+        unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as libc::sighandler_t) };
+        let fd = Mapping::create("test", BYTES).unwrap();
+        // SAFETY: it names this thread, which outlives those that use it.
+        let committing = unsafe { libc::pthread_self() };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    // SAFETY: as above.
+                    unsafe { libc::pthread_kill(committing, libc::SIGUSR1) };
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+            });
+            Mapping::commit(&fd, 0, BYTES).unwrap();
+        });
     }
 
     #[test]

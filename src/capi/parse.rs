@@ -735,7 +735,7 @@ impl Buffer {
         if bytes > 0 && start.is_null() {
             return Err(Error::invalid(format_args!("{name} is NULL, but {bytes} bytes are needed there")));
         }
-        if bytes > 0 && start.addr().checked_add(bytes).is_none() {
+        if bytes > 0 && (bytes > isize::MAX as usize || start.addr().checked_add(bytes).is_none()) {
             return Err(Error::invalid(format_args!(
                 "{name} begins at {:#x}, where {bytes} bytes do not fit into the address space",
                 start.addr()

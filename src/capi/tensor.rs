@@ -98,7 +98,9 @@ pub unsafe extern "C" fn tutti_object_send(
     unsafe { send("tutti_object_send", group, options, dict, true, || object_view(object, bytes)) }
 }
 
-/// Starts to receive the next message of options->peer with options->tag: tensors or an object. Returns at once.
+/// Starts to receive the next message of options->peer with options->tag: tensors or an object. Returns at once. Several
+/// may be awaited at once; those of one peer and tag have to be waited for in the order in which they were started, and a
+/// wait for a later one is TUTTI_INVALID_USAGE until the earlier ones are here.
 ///
 /// *dict gets a handle, NULL on failure, that the caller must free with tutti_dict_free. tutti_dict_wait brings the
 /// message here, into memory of the library or the caller's; tutti_dict_probe waits only until it is known what comes.
@@ -181,7 +183,8 @@ pub unsafe extern "C" fn tutti_dict_test(dict: *mut tutti_dict_t) -> tutti_statu
 /// for them. timeout_ms: how long this wait may take; when it ends first nothing has failed.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS when timeout_ms ended first; TUTTI_MISMATCH (what came is no message of
-/// tensors, and why); its failure; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open).
+/// tensors, and why); its failure; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, a batch is open, or
+/// another thread waits for it).
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_probe(dict: *mut tutti_dict_t, timeout_ms: i64) -> tutti_status_t {
@@ -199,7 +202,8 @@ pub unsafe extern "C" fn tutti_dict_probe(dict: *mut tutti_dict_t, timeout_ms: i
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_IN_PROGRESS when timeout_ms ended first; TUTTI_INVALID_ARGUMENT (tensors that do not fit
 /// the message, which is then not lost); TUTTI_MISMATCH (what came is no message of tensors, or was sliced for other
-/// ranks); its failure; TUTTI_OUT_OF_MEMORY; TUTTI_INVALID_USAGE (forked process, a batch is open).
+/// ranks); its failure; TUTTI_OUT_OF_MEMORY; TUTTI_INVALID_USAGE (forked process, a batch is open, another thread waits for
+/// it, or a message that was started before is to come first).
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_wait(
@@ -221,7 +225,8 @@ pub unsafe extern "C" fn tutti_dict_wait(
 
 /// Writes how many tensors a message has. Any thread.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or it is not known yet).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it is not known yet,
+/// or another thread waits for it).
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_count(dict: *mut tutti_dict_t, count: *mut usize) -> tutti_status_t {
@@ -237,7 +242,8 @@ pub unsafe extern "C" fn tutti_dict_count(dict: *mut tutti_dict_t, count: *mut u
 ///
 /// Strides are those the sender had, where its tensor had no gaps; otherwise elements lie row by row. Any thread.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, or it is not known yet).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it is not known yet,
+/// or another thread waits for it).
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_tensor(
@@ -251,7 +257,8 @@ pub unsafe extern "C" fn tutti_dict_tensor(
 
 /// Writes which tensor of a message has this name. Any thread.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (none has); TUTTI_INVALID_USAGE (forked process, or it is not known yet).
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (none has); TUTTI_INVALID_USAGE (forked process, it is not known
+/// yet, or another thread waits for it).
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_find(
@@ -273,7 +280,7 @@ pub unsafe extern "C" fn tutti_dict_find(
 /// are where the caller wanted them. Any thread.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, the message has tensors and is no
-/// object, or it is not known yet).
+/// object, it is not known yet, or another thread waits for it).
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_object(
@@ -292,7 +299,8 @@ pub unsafe extern "C" fn tutti_dict_object(
 }
 
 /// Frees a dict, and the memory of the library that its tensors are in. One that is not over aborts its group first, since
-/// its peer counts on it; so does one that was announced and never waited for. Freeing NULL or a freed dict succeeds.
+/// its peer counts on it; so does one that was announced and never waited for. A wait in another thread ends with
+/// TUTTI_ABORTED. Freeing NULL or a freed dict succeeds.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a dict); TUTTI_INVALID_USAGE (forked process).
 #[unsafe(no_mangle)]
@@ -412,7 +420,7 @@ impl Handle {
     /// The one tensor that an object is.
     fn object(&self) -> Result<Received> {
         let mut records = self.dict.records()?;
-        match self.dict.is_object() {
+        match self.dict.is_object()? {
             true => records.pop().ok_or_else(|| Error::Internal("an object of nothing".into())),
             false => Err(Error::usage("the message is a dict of tensors, no object")),
         }

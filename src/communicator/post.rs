@@ -171,8 +171,9 @@ struct Peer {
     opened: u64,
     /// Units matched of what came unheld.
     matched: u64,
-    /// Replies that found no room.
-    replies: VecDeque<Reply>,
+    /// Replies that found no room yet. What is told beside ends with the reply: a receive that refuses its message is over
+    /// when its sender can know, since nobody polls for a letter that is over.
+    replies: VecDeque<(Reply, Option<(u32, Error)>)>,
     /// Receives whose bytes are on the way, in the order of the replies.
     streams_in: VecDeque<Stream>,
 }
@@ -566,24 +567,26 @@ impl<W: Wire> Desk<W> {
         let letter = self.entries[key as usize].letter;
         let wanted = envelope.bytes <= letter.bytes() && envelope.dtype == letter.dtype();
         let reply = Reply { number, wanted, room: letter.bytes(), dtype: letter.dtype() };
+        let refused = (!wanted)
+            .then(|| (key, self.mismatch(&letter, envelope.bytes, envelope.dtype, letter.bytes(), letter.dtype())));
+        let from = &mut self.peers[peer as usize];
         if wanted {
-            self.peers[peer as usize].streams_in.push_back(Stream { key, bytes: envelope.bytes, done: 0 });
-        } else {
-            let error = self.mismatch(&letter, envelope.bytes, envelope.dtype, letter.bytes(), letter.dtype());
-            self.end(key, Err(error));
+            from.streams_in.push_back(Stream { key, bytes: envelope.bytes, done: 0 });
         }
-        self.peers[peer as usize].replies.push_back(reply);
+        from.replies.push_back((reply, refused));
         self.reply(peer).map(drop)
     }
 
     /// Replies as far as there is room.
     fn reply(&mut self, peer: u32) -> Result<bool> {
         let mut moved = false;
-        while let Some(reply) = self.peers[peer as usize].replies.front().copied() {
-            if !self.wire.reply(peer, &reply)? {
+        while let Some((reply, _)) = self.peers[peer as usize].replies.front() {
+            if !self.wire.reply(peer, reply)? {
                 break;
             }
-            self.peers[peer as usize].replies.pop_front();
+            if let Some((_, Some((key, error)))) = self.peers[peer as usize].replies.pop_front() {
+                self.end(key, Err(error));
+            }
             moved = true;
         }
         Ok(moved)

@@ -24,8 +24,9 @@ mod wait;
 
 use std::{
     borrow::Borrow,
+    collections::{BTreeMap, VecDeque},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -75,6 +76,22 @@ pub struct Group {
     cpu: Option<Arc<Group>>,
     /// See [`Group::tag`].
     tag: OnceLock<usize>,
+    /// See [`Group::line_up`].
+    lines: Mutex<Lines>,
+}
+
+/// Lines in which things stand, by number.
+#[derive(Default)]
+struct Lines {
+    next: u64,
+    lines: BTreeMap<(u32, u32), VecDeque<u64>>,
+}
+
+/// A place in a line of a group, given up when it is dropped.
+pub struct Turn {
+    group: Arc<Group>,
+    line: (u32, u32),
+    number: u64,
 }
 
 impl Group {
@@ -160,6 +177,19 @@ impl Group {
     /// Sets [`Group::tag`], once.
     pub fn set_tag(&self, tag: usize) {
         let _ = self.tag.set(tag);
+    }
+
+    /// A place at the end of a line, which is for things of this rank that have to come one after the other.
+    pub fn line_up(self: &Arc<Self>, line: (u32, u32)) -> Turn {
+        let mut lines = self.lines();
+        let number = lines.next;
+        lines.next += 1;
+        lines.lines.entry(line).or_default().push_back(number);
+        Turn { group: self.clone(), line, number }
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// This rank.
@@ -426,7 +456,16 @@ impl Group {
     ) -> Arc<Self> {
         let plan = Arc::new(Mutex::new(Arc::new(plan)));
         let core = Gate::new(Core::new(members.clone(), plan.clone(), communicators));
-        Arc::new(Group { members, options, core, occupied: AtomicBool::new(false), plan, cpu, tag: OnceLock::new() })
+        Arc::new(Group {
+            members,
+            options,
+            core,
+            occupied: AtomicBool::new(false),
+            plan,
+            cpu,
+            tag: OnceLock::new(),
+            lines: Mutex::default(),
+        })
     }
 
     /// Work that is not a call: waited for, or written down in a batch.
@@ -445,7 +484,7 @@ impl Group {
     /// The way inside for a call, if no other is going on.
     #[inline]
     fn enter(&self) -> Result<Inside<'_, Core>> {
-        let core = self.core.call()?;
+        let core = self.core.call(|| self.members.ring(self.rank()))?;
         match self.occupied.load(Ordering::Relaxed) {
             true => Err(gate::occupied()),
             false => Ok(core),
@@ -530,6 +569,25 @@ struct Occupied<'a>(&'a Group);
 impl Drop for Occupied<'_> {
     fn drop(&mut self) {
         self.0.occupied.store(false, Ordering::Release);
+    }
+}
+
+impl Turn {
+    /// Whether nobody stands before it.
+    pub fn has_come(&self) -> bool {
+        self.group.lines().lines.get(&self.line).and_then(VecDeque::front) == Some(&self.number)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut lines = self.group.lines();
+        if let Some(line) = lines.lines.get_mut(&self.line) {
+            line.retain(|number| *number != self.number);
+            if line.is_empty() {
+                lines.lines.remove(&self.line);
+            }
+        }
     }
 }
 

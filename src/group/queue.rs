@@ -70,6 +70,8 @@ struct State {
     ring: Ring,
     /// Messages written or read, this one included.
     sequence: u64,
+    /// Whether a read ended within a message, whose rest is nothing to begin with.
+    torn: bool,
 }
 
 /// Why a wait ended without what it was for.
@@ -84,7 +86,7 @@ enum Vain {
 
 impl Queue {
     pub(super) fn new(members: Arc<Members>, writer: u32, timeout: Timeout, ring: Ring) -> Arc<Self> {
-        Arc::new(Queue { members, writer, timeout, state: Mutex::new(State { ring, sequence: 0 }) })
+        Arc::new(Queue { members, writer, timeout, state: Mutex::new(State { ring, sequence: 0, torn: false }) })
     }
 
     /// Whether this rank is the one that writes.
@@ -103,6 +105,7 @@ impl Queue {
             return Err(Error::usage(format_args!("rank {rank} reads this queue; rank {writer} writes it")));
         }
         let mut state = self.enter()?;
+        self.members.check()?;
         let state = &mut *state;
         let timeout = timeout.or(self.timeout);
         let deadline = timeout.deadline();
@@ -144,7 +147,7 @@ impl Queue {
     }
 
     /// Waits for the next message, takes it, and says how long it is. One that is longer than the buffer stays where it
-    /// is, and is an error that changes nothing.
+    /// is, and is an error that changes nothing. What was written before the queue failed can still be read.
     ///
     /// A message that has not come by the deadline is a `TIMEOUT` that changes nothing either. One that stops in the
     /// middle fails the queue.
@@ -162,7 +165,9 @@ impl Queue {
         loop {
             if !state.ring.has_chunk() {
                 let writer = self.writer;
-                self.wait(&mut state.ring, deadline, |ring| ring.has_chunk(), |_| vec![writer]).map_err(|vain| {
+                let there = |ring: &mut Ring| ring.has_chunk();
+                self.wait(&mut state.ring, deadline, there, |_| vec![writer]).map_err(|vain| {
+                    state.torn = rest.len() < length as usize;
                     match vain {
                         Vain::Failed(error) => error,
                         Vain::Lost(rank, why) => {
@@ -272,19 +277,23 @@ impl Queue {
         }
     }
 
-    /// The way in for a reader.
+    /// The way in for a reader: after a failure too, as long as there is something to read. One reader that goes on to the
+    /// end of what was written, and finds the writer gone, takes nothing from those that are slower.
     fn reader(&self) -> Result<MutexGuard<'_, State>> {
         if self.is_writer() {
             return Err(Error::usage(format_args!("rank {} writes this queue, and does not read it", self.writer)));
         }
-        self.enter()
+        let state = self.enter()?;
+        if state.torn || self.members.is_closed() || !state.ring.has_chunk() {
+            self.members.check()?;
+        }
+        Ok(state)
     }
 
     fn enter(&self) -> Result<MutexGuard<'_, State>> {
         if batch::is_open() {
             return Err(Error::usage("reads and writes of a queue cannot stand in a batch"));
         }
-        self.members.check()?;
         match self.state.try_lock() {
             Ok(state) => Ok(state),
             Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),

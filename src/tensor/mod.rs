@@ -8,9 +8,10 @@
 //! # A message
 //!
 //! First the manifest, as one message of bytes to [`FIRST`] long, and a second with what is longer; then the loads, one
-//! after the other, all under way at once. Everything travels as bytes under two tags of its own per tag of the caller,
-//! so nothing here meets what the caller sends and receives itself. In a broadcast the same bytes go by the group's
-//! broadcasts, which every rank can tell in advance as soon as it has the manifest.
+//! after the other, all under way at once. Everything travels as bytes under two tags of its own per tag of the caller, one
+//! for the beginning and one for what follows; so several messages may be awaited at once, if they are fetched in turn, and
+//! nothing here meets what the caller sends and receives itself. In a broadcast the same bytes go by the group's broadcasts, which every rank can tell
+//! in advance as soon as it has the manifest.
 //!
 //! # Slices
 //!
@@ -25,7 +26,10 @@ mod slab;
 
 use std::{
     ptr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use self::{
@@ -39,7 +43,7 @@ use crate::{
     config::Timeout,
     dtype::{Collective, DType, Op},
     error::{Error, Result, Status},
-    group::{Group, Request, batch},
+    group::{Group, Request, Turn, batch},
 };
 
 /// Bytes of the first message of a manifest: they travel with their envelope over shared memory.
@@ -47,8 +51,9 @@ pub const FIRST: usize = 4096;
 /// Tensors from this size on are sliced, where there is a replicating group and no flag says otherwise: below it a
 /// gather costs more than it saves.
 const SLICED_FROM: usize = 64 * 1024;
-/// Where the tags of tensor dicts begin, two for each of the caller's: callers' own tags are not negative.
-const TAGS: i64 = i64::MIN;
+/// Where the tags of tensor dicts begin, two for each of the caller's: callers' own tags are not negative, and those of
+/// transfers lie below.
+const TAGS: i64 = i64::MIN / 2;
 
 /// Whether each rank of a replicating group sends a slice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,6 +122,8 @@ pub struct Dict {
     options: Options,
     is_broadcast: bool,
     state: Mutex<State>,
+    /// Whether who has the state waits with it, for a peer.
+    is_waiting: AtomicBool,
 }
 
 enum State {
@@ -125,9 +132,9 @@ enum State {
     /// A broadcast of this rank, whose manifest is on its way; the rest goes with the wait.
     Broadcasting { requests: Vec<Arc<Request>>, parcel: Parcel },
     /// The beginning of the manifest is awaited.
-    Awaited { request: Arc<Request>, first: Slab },
+    Awaited { request: Arc<Request>, first: Slab, turn: Option<Turn> },
     /// The manifest is here, the data are not.
-    Announced(Manifest),
+    Announced { manifest: Manifest, turn: Option<Turn> },
     /// All is here: in memory of the library, or of the caller.
     Here { manifest: Manifest, places: Vec<*mut u8>, shapes: Vec<Shape>, _slab: Slab },
     /// Nothing is left of it: a send that is over, or one that failed.
@@ -180,8 +187,9 @@ impl Dict {
         let letter = unsafe {
             Letter::receive(options.peer, options.manifest_tag(), DType::Bytes, first.at(0, FIRST), FIRST as u64)
         };
+        let turn = Some(group.line_up((options.peer, options.tag)));
         let request = group.post(letter, options.timeout)?;
-        Ok(Self::new(group, options, false, State::Awaited { request, first }))
+        Ok(Self::new(group, options, false, State::Awaited { request, first, turn }))
     }
 
     /// Starts to broadcast: the root its tensors, all others to receive them. Collective. Every rank must wait for it before
@@ -199,17 +207,18 @@ impl Dict {
         }
         let first = Slab::new(FIRST)?;
         let request = group.start(broadcast(&options, first.at(0, FIRST), FIRST), options.timeout)?;
-        Ok(Self::new(group, options, true, State::Awaited { request, first }))
+        Ok(Self::new(group, options, true, State::Awaited { request, first, turn: None }))
     }
 
     /// How far it is: `Done` for a send that is over, and for a message of which [`Dict::wait`] will not wait for the
     /// beginning.
     pub fn test(&self) -> Result<Progress> {
-        let state = self.state();
+        // Whoever waits for it in another thread goes on with it, too.
+        let Some(state) = self.state_at_rest() else { return Ok(Progress::Pending) };
         let requests = match &*state {
             State::Sending { requests, .. } | State::Broadcasting { requests, .. } => requests.as_slice(),
             State::Awaited { request, .. } => std::slice::from_ref(request),
-            State::Announced(_) | State::Here { .. } | State::Over => &[],
+            State::Announced { .. } | State::Here { .. } | State::Over => &[],
         };
         for request in requests {
             if request.test()? != Progress::Done {
@@ -221,7 +230,10 @@ impl Dict {
 
     /// Waits until it is known what comes; `Pending` if `timeout` ends first.
     pub fn probe(&self, timeout: Timeout) -> Result<Progress> {
-        self.announce(&mut self.state(), timeout)
+        refuse_batch()?;
+        let mut state = self.state_to_tell()?;
+        let _waiting = self.waiting();
+        self.announce(&mut state, timeout)
     }
 
     /// Finishes: a send or broadcast of this rank until its memory may be used again; a message until it is here, in memory
@@ -238,9 +250,9 @@ impl Dict {
 
     /// The tensors of a message: what they are, as soon as that is known; where they are, once they are here.
     pub fn records(&self) -> Result<Vec<Received>> {
-        let state = self.state();
+        let state = self.state_to_tell()?;
         match &*state {
-            State::Announced(manifest) => Ok(manifest
+            State::Announced { manifest, .. } => Ok(manifest
                 .records
                 .iter()
                 .map(|record| Received { record: record.clone(), shape: record.shape.clone(), data: ptr::null_mut() })
@@ -258,38 +270,81 @@ impl Dict {
     }
 
     /// Whether a message that was announced is an object.
-    pub fn is_object(&self) -> bool {
-        matches!(&*self.state(), State::Announced(manifest) | State::Here { manifest, .. } if manifest.object)
+    pub fn is_object(&self) -> Result<bool> {
+        let state = self.state_to_tell()?;
+        Ok(matches!(&*state, State::Announced { manifest, .. } | State::Here { manifest, .. } if manifest.object))
     }
 
-    /// Gives it up. One that is not over aborts its group first, since its memory may go and its peer counts on it.
+    /// Gives it up. One that is not over aborts its group first, since its memory may go and its peer counts on it. A wait
+    /// in another thread ends by that.
     pub fn release(&self) {
-        let mut state = self.state();
+        let mut state = match self.state_at_rest() {
+            Some(state) => state,
+            None => {
+                self.group.abort();
+                if let Some(replicas) = &self.options.replicas {
+                    replicas.abort();
+                }
+                self.state()
+            }
+        };
+        let _waiting = self.waiting();
         match &*state {
             State::Sending { requests, .. } | State::Broadcasting { requests, .. } => {
                 requests.iter().for_each(|request| request.release());
             }
             State::Awaited { request, .. } => request.release(),
-            State::Announced(_) | State::Here { .. } | State::Over => {}
+            State::Announced { .. } | State::Here { .. } | State::Over => {}
         }
         // The data of what was announced, and of a broadcast, are still counted on.
-        if matches!(&*state, State::Announced(_)) || matches!(&*state, State::Broadcasting { .. }) {
+        if matches!(&*state, State::Announced { .. }) || matches!(&*state, State::Broadcasting { .. }) {
             self.group.abort();
         }
         *state = State::Over;
     }
 
     fn new(group: &Arc<Group>, options: Options, is_broadcast: bool, state: State) -> Arc<Self> {
-        Arc::new(Dict { group: group.clone(), options, is_broadcast, state: Mutex::new(state) })
+        let (state, is_waiting) = (Mutex::new(state), AtomicBool::new(false));
+        Arc::new(Dict { group: group.clone(), options, is_broadcast, state, is_waiting })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state, but not while another thread waits with it for a peer.
+    fn state_at_rest(&self) -> Option<MutexGuard<'_, State>> {
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return Some(state),
+                Err(TryLockError::Poisoned(state)) => return Some(state.into_inner()),
+                Err(TryLockError::WouldBlock) if self.is_waiting.load(Ordering::Acquire) => return None,
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+    }
+
+    /// [`Dict::state_at_rest`] for who needs it.
+    fn state_to_tell(&self) -> Result<MutexGuard<'_, State>> {
+        self.state_at_rest().ok_or_else(|| Error::usage("another thread waits for this dict: test it, or wait there"))
+    }
+
+    /// To be held by whoever waits with the state; dropped before it.
+    fn waiting(&self) -> impl Drop {
+        struct Waiting<'a>(&'a AtomicBool);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Release);
+            }
+        }
+        self.is_waiting.store(true, Ordering::Release);
+        Waiting(&self.is_waiting)
+    }
+
     fn finish(&self, views: Option<&[View]>, timeout: Timeout) -> Result<Progress> {
         refuse_batch()?;
-        let mut state = self.state();
+        let mut state = self.state_to_tell()?;
+        let _waiting = self.waiting();
         match &*state {
             State::Sending { requests, .. } => {
                 for request in requests {
@@ -313,15 +368,18 @@ impl Dict {
                 return outcome.map(|()| Progress::Done);
             }
             State::Here { .. } | State::Over => return Ok(Progress::Done),
-            State::Awaited { .. } | State::Announced(_) => {}
+            State::Awaited { .. } | State::Announced { .. } => {}
         }
         if self.announce(&mut state, timeout)? != Progress::Done {
             return Ok(Progress::Pending);
         }
-        let State::Announced(manifest) = &*state else { return Ok(Progress::Done) };
+        let State::Announced { manifest, turn } = &*state else { return Ok(Progress::Done) };
+        refuse_overtaking(turn.as_ref())?;
         let plan = Arrival::new(manifest, views, &self.options)?;
         let here = plan.fetch(&self.group, manifest, &self.options, self.is_broadcast);
-        let State::Announced(manifest) = std::mem::replace(&mut *state, State::Over) else { return Ok(Progress::Done) };
+        let State::Announced { manifest, .. } = std::mem::replace(&mut *state, State::Over) else {
+            return Ok(Progress::Done);
+        };
         here?;
         *state = State::Here { manifest, places: plan.places, shapes: plan.shapes, _slab: plan.slab };
         Ok(Progress::Done)
@@ -329,18 +387,23 @@ impl Dict {
 
     /// Goes on until the manifest is here.
     fn announce(&self, state: &mut State, timeout: Timeout) -> Result<Progress> {
-        let State::Awaited { request, first } = state else { return Ok(Progress::Done) };
+        let State::Awaited { request, first, turn } = state else { return Ok(Progress::Done) };
         if request.wait(timeout)? != Progress::Done {
             return Ok(Progress::Pending);
         }
         let came = if self.is_broadcast { FIRST } else { request.received().map_or(FIRST, |bytes| bytes as usize) };
         // SAFETY: the slab has so many bytes, and the request that wrote to them is over.
         let mut bytes = unsafe { std::slice::from_raw_parts(first.at(0, came.min(FIRST)), came.min(FIRST)) }.to_vec();
+        // What follows the beginning keeps its order among the messages of this peer and tag.
+        if Manifest::length(&bytes).is_ok_and(|length| length > came) {
+            refuse_overtaking(turn.as_ref())?;
+        }
+        let turn = turn.take();
         let read =
             self.rest_of_manifest(&mut bytes).and_then(|()| Manifest::decode(&bytes).map_err(|why| self.refused(why)));
         match read {
             Ok(manifest) => {
-                *state = State::Announced(manifest);
+                *state = State::Announced { manifest, turn };
                 Ok(Progress::Done)
             }
             Err(error) => {
@@ -363,7 +426,7 @@ impl Dict {
         if self.is_broadcast {
             return self.group.run(broadcast(&self.options, rest.as_mut_ptr(), rest.len()), self.options.timeout);
         }
-        let (peer, tag, timeout) = (self.options.peer, self.options.manifest_tag(), self.options.timeout);
+        let (peer, tag, timeout) = (self.options.peer, self.options.data_tag(), self.options.timeout);
         let more = self.group.receive_bytes(rest, peer, tag, timeout)?;
         bytes.truncate(came + more);
         Ok(())
@@ -476,9 +539,9 @@ impl Parcel {
         let head = self.length.min(FIRST);
         let manifest =
             (self.length > FIRST).then(|| (self.head.at(FIRST, self.length - FIRST).cast_const(), self.length - FIRST));
-        let heads = std::iter::once((self.head.at(0, head).cast_const(), head)).chain(manifest);
+        let heads = std::iter::once((self.head.at(0, head).cast_const(), head));
         let heads = heads.map(|piece| (piece, options.manifest_tag()));
-        let data = self.pieces.iter().map(|piece| (*piece, options.data_tag()));
+        let data = manifest.into_iter().chain(self.pieces.iter().copied()).map(|piece| (piece, options.data_tag()));
         let letter = |((start, bytes), tag): ((*const u8, usize), i64)| {
             // SAFETY: readable until the message is over: kept in this parcel, or promised by the caller.
             unsafe { Letter::send(options.peer, tag, DType::Bytes, start, bytes as u64) }
@@ -718,6 +781,17 @@ fn check_peer(group: &Group, options: &Options) -> Result<()> {
         false => {
             Err(Error::invalid(format_args!("peer is {}, but the group has {} ranks", options.peer, group.size())))
         }
+    }
+}
+
+/// The data of messages of one peer and tag come in the order in which these were sent.
+fn refuse_overtaking(turn: Option<&Turn>) -> Result<()> {
+    match turn.is_none_or(Turn::has_come) {
+        true => Ok(()),
+        false => Err(Error::usage(
+            "a message of the same peer and tag, whose receive was started before, is not here yet: wait for that one \
+             first, or give them different tags",
+        )),
     }
 }
 

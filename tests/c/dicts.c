@@ -249,12 +249,39 @@ static void what_cannot_be_sent_is_refused_and_changes_nothing(void) {
     on_threads(2, refusals_body);
 }
 
+static void *waiter(void *dict) {
+    FAILS(TUTTI_ABORTED, tutti_dict_wait((tutti_dict_t *)dict, NULL, 0, TUTTI_TIMEOUT_NEVER));
+    return NULL;
+}
+
+static void a_dict_that_another_thread_waits_for_may_be_tested_and_freed(void) {
+    tutti_dict_options_t options = with(0, 0);
+    tutti_group_t *world[2];
+    tutti_dict_t *dict = NULL;
+    pthread_t thread;
+    size_t count = 0;
+    local_world(2, world);
+    OK(tutti_dict_recv(world[1], &options, &dict));
+    CHECK(pthread_create(&thread, NULL, waiter, dict) == 0);
+    do { /* the other thread enters in a moment, and nothing here waits for it */
+        CHECK(tutti_dict_test(dict) == TUTTI_IN_PROGRESS);
+        FAILS(TUTTI_INVALID_USAGE, tutti_dict_count(dict, &count));
+    } while (strstr(tutti_last_error(), "another thread waits") == NULL);
+    CHECK(tutti_dict_test(dict) == TUTTI_IN_PROGRESS);
+    OK(tutti_dict_free(dict)); /* long before anybody's deadline */
+    CHECK(pthread_join(thread, NULL) == 0);
+    FAILS(TUTTI_ABORTED, tutti_group_check(world[0])); /* the sender counts on it */
+    destroy_all(2, world);
+}
+
 static const test_t TESTS[] = {
     {"tensors_come_as_they_were_sent", tensors_come_as_they_were_sent},
     {"objects_travel_and_broadcasts_reach_all", objects_travel_and_broadcasts_reach_all},
     {"replicas_send_slices_and_gather_them", replicas_send_slices_and_gather_them},
     {"a_tensor_of_dlpack_is_taken", a_tensor_of_dlpack_is_taken},
     {"what_cannot_be_sent_is_refused_and_changes_nothing", what_cannot_be_sent_is_refused_and_changes_nothing},
+    {"a_dict_that_another_thread_waits_for_may_be_tested_and_freed",
+     a_dict_that_another_thread_waits_for_may_be_tested_and_freed},
 };
 
 int main(int argc, char **argv) {

@@ -272,9 +272,46 @@ pub(crate) fn a_message_that_does_not_fit_harms_nothing_else(communicator: &str)
     }
 }
 
+pub(crate) fn many_messages_that_do_not_fit_are_all_refused(communicator: &str) {
+    // More than can be answered before the sender hears anything.
+    const MESSAGES: i64 = 12;
+    let groups = world(communicator, 2, PATIENT);
+    let answered = Barrier::new(2);
+    on_all_ranks(&groups, |group| {
+        let (peer, is_sender) = (1 - group.rank(), group.rank() == 0);
+        let mut data: Vec<_> =
+            (0..MESSAGES).map(|_| if is_sender { bytes(&content(0, 1, 100_000)) } else { room(8) }).collect();
+        let letter = |(tag, data): (i64, &mut Buffer)| match is_sender {
+            true => send(data, peer, tag, DType::Bytes),
+            false => receive(data, peer, tag, DType::Bytes),
+        };
+        let letters: Vec<Letter> = (0..).zip(&mut data).map(letter).collect();
+        if !is_sender {
+            group.sync(Timeout::Default).unwrap();
+        }
+        let requests: Vec<_> =
+            letters.into_iter().map(|letter| group.post(letter, Timeout::Default).unwrap()).collect();
+        if is_sender {
+            group.sync(Timeout::Default).unwrap();
+        }
+        // The sender hears nothing until the receiver has answered as many as it can.
+        answered.wait();
+        if !is_sender {
+            group.sync(Timeout::Default).unwrap();
+        }
+        for request in &requests {
+            assert_eq!(wait(request).unwrap_err().status(), Status::Mismatch);
+        }
+        if is_sender {
+            group.sync(Timeout::Default).unwrap();
+        }
+        group.check().unwrap();
+    });
+}
+
 pub(crate) fn a_rank_may_write_to_itself(communicator: &str) {
     for size in [1, 2] {
-        let groups = world(communicator, size, 300);
+        let groups = world(communicator, size, PATIENT);
         on_all_ranks(&groups, |group| {
             let me = group.rank();
             for length in [0, 8, 100_000] {
@@ -305,7 +342,8 @@ pub(crate) fn a_rank_may_write_to_itself(communicator: &str) {
             group.sync(Timeout::Default).unwrap();
             if me == 0 {
                 let began = Instant::now();
-                let alone = group.exchange(&[send(&mut bytes(&[1; 8]), 0, 5, DType::Bytes)], Timeout::Default);
+                let deadline = Timeout::After(Duration::from_millis(300));
+                let alone = group.exchange(&[send(&mut bytes(&[1; 8]), 0, 5, DType::Bytes)], deadline);
                 let error = alone.unwrap_err();
                 assert_eq!(error.status(), Status::Timeout, "{error}");
                 assert!(error.to_string().contains("this rank itself"), "{error}");

@@ -55,6 +55,7 @@ macro_rules! keep_all_promises {
             letters::large_messages_may_cross
             letters::letters_and_calls_do_not_wait_for_each_other
             letters::a_message_that_does_not_fit_harms_nothing_else
+            letters::many_messages_that_do_not_fit_are_all_refused
             letters::a_rank_may_write_to_itself
             letters::a_receive_nobody_sends_to_names_the_rank
             letters::an_abort_ends_letters_within_10_ms

@@ -398,6 +398,7 @@ pub(crate) fn an_abort_reaches_every_waiting_rank_within_10_ms(communicator: &st
 
 pub(crate) fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
     let groups = world(communicator, 3, PATIENT);
+    let prompt = Barrier::new(2);
     on_all_ranks(&groups, |group| {
         if group.rank() == 2 {
             // Late: it hears of the failure instead of hanging.
@@ -407,10 +408,14 @@ pub(crate) fn a_missing_rank_is_named_at_the_deadline(communicator: &str) {
             assert_eq!(group.sync(Timeout::Default).unwrap_err().status(), Status::Timeout);
             return;
         }
+        // Long enough for these two to find each other on a busy machine.
+        let deadline = Duration::from_secs(1);
         let began = Instant::now();
-        let error = group.sync(Timeout::After(Duration::from_millis(200))).unwrap_err();
+        prompt.wait();
+        let error = group.sync(Timeout::After(deadline)).unwrap_err();
         assert_eq!(error.status(), Status::Timeout, "{error}");
-        assert!(began.elapsed() >= Duration::from_millis(199) || group.rank() == 1, "too early: {:?}", began.elapsed());
+        // Whichever of the two was first to give up: no deadline began before both were here.
+        assert!(began.elapsed() >= deadline, "too early: {:?}", began.elapsed());
         assert_eq!(group.failure().unwrap().rank, Some(2), "{error}");
         assert!(error.to_string().contains("rank 2 did not arrive"), "{error}");
     });
@@ -426,8 +431,9 @@ pub(crate) fn a_rank_that_left_is_lost_but_what_it_delivered_stays(communicator:
             let address: *mut u8 = data.as_mut_ptr().cast();
             group.run(call(what, address, address), Timeout::Default).unwrap();
             group.leave();
-            left.wait();
+            // Before the others find out: then it is the group's failure that is told.
             assert_eq!(group.sync(Timeout::Default).unwrap_err().status(), Status::Aborted);
+            left.wait();
             return;
         }
         let address: *mut u8 = data.as_mut_ptr().cast();

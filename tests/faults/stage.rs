@@ -34,7 +34,7 @@ use tutti::{
 use crate::sandbox::{self, Refused};
 
 /// No test may take longer, whatever goes wrong; the longest takes a quarter of it on a busy machine.
-const WATCHDOG: Duration = Duration::from_secs(100);
+const WATCHDOG: Duration = Duration::from_secs(240);
 /// The deadline of calls that are not meant to reach it.
 pub(crate) const PATIENT: Duration = Duration::from_secs(60);
 /// The ways in which ranks hear of each other: by shared memory; by sockets beside a shared board, which carries the

@@ -1,7 +1,7 @@
 //! Tensor dicts and objects: what is sent is what comes, whatever its size, strides and way; and what the two sides
 //! cannot agree on is an error with a sentence.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use tutti::{
     communicator::Progress,
@@ -19,7 +19,7 @@ use tutti::{
     },
 };
 
-use crate::{Random, on_threads, sum, together, world};
+use crate::{PATIENT, Random, on_threads, sum, together, world};
 
 /// A tensor with memory of its own.
 struct Tensor {
@@ -120,7 +120,7 @@ fn tensors_come_as_they_were_sent() {
             received.iter().zip(&sent).for_each(|(received, tensor)| same(received, tensor));
             assert_eq!(received[7].shape.strides(), sent[7].view.shape.strides(), "dense strides are kept");
             assert_eq!(received[6].shape.strides(), [300, 1], "gaps are not");
-            assert!(!dict.is_object());
+            assert!(!dict.is_object().unwrap());
         }
     });
 }
@@ -175,7 +175,7 @@ fn objects_and_many_names_travel_too() {
                 Dict::send(&group, std::slice::from_ref(&object.view), true, with(1, 2)).unwrap();
             } else {
                 let dict = receive(&group, with(0, 2));
-                assert!(dict.is_object());
+                assert!(dict.is_object().unwrap());
                 same(&dict.records().unwrap()[0], &object);
             }
         }
@@ -215,6 +215,88 @@ fn dicts_are_started_and_overtake_each_other_by_tag() {
             assert_eq!(dict.records().unwrap_err().status(), Status::InvalidUsage);
         }
     });
+}
+
+#[test]
+fn messages_of_one_tag_with_long_manifests_may_be_awaited_at_once() {
+    let _process = together();
+    on_threads(world(2), |rank, group| {
+        // Names and shapes of each take more than the first message of a manifest.
+        let name = |number: u64| format!("a tensor with a name as long as models have them, number {number}");
+        let many = |seed| -> Vec<Tensor> {
+            (0..100).map(|number| Tensor::new(&name(number), DType::Int32, &[5, 2], 0, seed + number)).collect()
+        };
+        let sent = [many(0), many(1000)];
+        if rank == 0 {
+            let dicts = sent.each_ref().map(|sent| Dict::start_send(&group, &views(sent), false, with(1, 0)).unwrap());
+            dicts.iter().for_each(|dict| assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done));
+            return;
+        }
+        let awaited = [0, 1].map(|_| Dict::start_receive(&group, with(0, 0)).unwrap());
+        // Out of order they would take each other's data.
+        for _ in 0..2 {
+            let error = awaited[1].wait(Timeout::Default).unwrap_err();
+            assert_eq!(error.status(), Status::InvalidUsage);
+            assert!(error.to_string().contains("wait for that one first"), "{error}");
+        }
+        for (dict, sent) in awaited.iter().zip(&sent) {
+            assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done);
+            dict.records().unwrap().iter().zip(sent).for_each(|(received, tensor)| same(received, tensor));
+        }
+    });
+}
+
+#[test]
+fn messages_of_one_tag_are_probed_in_any_order_and_fetched_in_turn() {
+    let _process = together();
+    on_threads(world(2), |rank, group| {
+        let sent = [0, 1, 2].map(|seed| Tensor::new("t", DType::Int32, &[5000], 0, seed));
+        if rank == 0 {
+            let dicts = sent
+                .each_ref()
+                .map(|tensor| Dict::start_send(&group, std::slice::from_ref(&tensor.view), false, with(1, 0)).unwrap());
+            dicts.iter().for_each(|dict| assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done));
+            return;
+        }
+        let mut awaited = [0, 1, 2].map(|_| Some(Dict::start_receive(&group, with(0, 0)).unwrap()));
+        for dict in awaited.iter().rev().flatten() {
+            assert_eq!(dict.probe(Timeout::Default).unwrap(), Progress::Done);
+        }
+        for (at, tensor) in sent.iter().enumerate() {
+            for later in awaited[at + 1..].iter().flatten() {
+                assert_eq!(later.wait(Timeout::Default).unwrap_err().status(), Status::InvalidUsage);
+            }
+            let dict = awaited[at].take().unwrap();
+            assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done);
+            same(&dict.records().unwrap()[0], tensor);
+        }
+    });
+}
+
+#[test]
+fn a_wait_in_another_thread_lets_a_dict_be_tested_and_ends_when_it_is_given_up() {
+    let _process = together();
+    let world = world(2);
+    let dict = Dict::start_receive(&world[1], with(0, 0)).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| dict.wait(Timeout::Default));
+        // The other thread enters in a moment; from then on nothing is told here, and nothing waits.
+        let refused = loop {
+            assert_eq!(dict.test().unwrap(), Progress::Pending);
+            let error = dict.records().unwrap_err();
+            if error.to_string().contains("another thread waits") {
+                break error;
+            }
+        };
+        assert_eq!(refused.status(), Status::InvalidUsage);
+        assert_eq!(dict.test().unwrap(), Progress::Pending);
+        assert_eq!(dict.probe(Timeout::Default).unwrap_err().status(), Status::InvalidUsage);
+        let began = Instant::now();
+        dict.release();
+        assert_eq!(waiting.join().unwrap().unwrap_err().status(), Status::Aborted);
+        assert!(began.elapsed() < PATIENT / 2);
+    });
+    assert_eq!(world[0].check().unwrap_err().status(), Status::Aborted, "the sender counts on it");
 }
 
 #[test]
@@ -361,7 +443,7 @@ fn bytes_that_are_no_dict_are_refused_and_their_sender_named() {
     on_threads(world(2), |rank, group| {
         if rank == 0 {
             // What a hostile or confused peer could send under the tag of manifests.
-            group.send_bytes(b"\x80\x04\x95pickle", 1, i64::MIN, Timeout::Default).unwrap();
+            group.send_bytes(b"\x80\x04\x95pickle", 1, i64::MIN / 2, Timeout::Default).unwrap();
         } else {
             let dict = Dict::start_receive(&group, with(0, 0)).unwrap();
             let error = dict.wait(Timeout::Default).unwrap_err();

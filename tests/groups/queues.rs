@@ -118,6 +118,11 @@ fn short() -> Timeout {
     Timeout::After(Duration::from_millis(50))
 }
 
+/// A deadline that only who is late on purpose misses, busy as the machine may be.
+fn a_second() -> Timeout {
+    Timeout::After(Duration::from_secs(1))
+}
+
 fn failed(error: Error) -> (Status, Option<u32>, String) {
     match error {
         Error::Failed(failure) => (failure.status, failure.rank, failure.text),
@@ -155,11 +160,11 @@ fn a_slow_reader_is_named_and_what_was_not_begun_may_be_repeated() {
                 queue.write(&message, Timeout::Default).unwrap();
             }
             let fifth = messages().nth(4).unwrap();
-            let (status, rank, text) = failed(queue.write(&fifth, short()).unwrap_err());
+            let (status, rank, text) = failed(queue.write(&fifth, a_second()).unwrap_err());
             assert_eq!((status, rank), (Status::Timeout, Some(2)));
             assert!(text.contains("rank 2 (process "), "{text}");
             assert!(
-                text.ends_with("which is alive) has not read what came before within 0.1 s; nothing of it was written"),
+                text.ends_with("which is alive) has not read what came before within 1.0 s; nothing of it was written"),
                 "{text}"
             );
             queue.check().unwrap();
@@ -178,7 +183,7 @@ fn a_reader_that_stops_in_the_middle_of_a_message_fails_the_queue_for_all() {
     let _process = together();
     on_threads(queues(3, 0, 1), |rank, queue| match rank {
         0 => {
-            let (status, slow, text) = failed(queue.write(&vec![0; 1 << 20], short()).unwrap_err());
+            let (status, slow, text) = failed(queue.write(&vec![0; 1 << 20], a_second()).unwrap_err());
             assert_eq!((status, slow), (Status::Timeout, Some(2)), "{text}");
             assert!(text.contains("has not read the first part of it"), "{text}");
             assert_eq!(queue.write(b"", short()).unwrap_err().to_string(), text, "a failed queue stays failed");
@@ -216,6 +221,27 @@ fn a_writer_that_leaves_is_named_when_all_it_wrote_was_read() {
         let (status, rank, text) = failed(read(&queue).unwrap_err());
         assert_eq!((status, rank), (Status::PeerLost, Some(0)));
         assert!(text.contains("message 3 of") && text.contains("it left"), "{text}");
+    });
+}
+
+#[test]
+fn a_reader_that_finds_the_writer_gone_takes_nothing_from_a_slower_one() {
+    let _process = together();
+    let failed_for_all = AtomicBool::new(false);
+    on_threads(queues(3, 0, 0), |rank, queue| {
+        let large = message(3, 3 * CHUNK);
+        if queue.is_writer() {
+            queue.write(b"one", Timeout::Default).unwrap();
+            return queue.write(&large, Timeout::Default).unwrap();
+        }
+        while rank == 2 && !failed_for_all.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        assert_eq!(read(&queue).unwrap(), b"one");
+        assert!(read(&queue).unwrap() == large);
+        let (status, lost, _) = failed(read(&queue).unwrap_err());
+        assert_eq!((status, lost), (Status::PeerLost, Some(0)));
+        failed_for_all.store(true, Ordering::Release);
     });
 }
 

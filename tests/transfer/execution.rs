@@ -13,6 +13,7 @@ use tutti::{
     dtype::{Collective, DType, Op},
     error::Status,
     group::Group,
+    tensor::Dict,
     transfer::{Item, Layout, Mesh, Options, Phase, Placement, Plan, Side, Transfer},
 };
 
@@ -327,6 +328,32 @@ fn a_plan_for_another_world_and_a_rank_outside_of_a_mesh_are_refused() {
     }
     assert_eq!(transfer.poll().unwrap_err().status(), Status::InvalidUsage, "not started");
     assert_eq!(transfer.written(1).unwrap_err().status(), Status::InvalidArgument);
+}
+
+#[test]
+fn a_tensor_dict_that_is_awaited_takes_no_message_of_a_transfer() {
+    let groups = world(2, "");
+    let plan = Arc::new(Plan::new(&[simple(8, "a")], &Options::new(2)).unwrap());
+    let with = |peer, tag| tutti::tensor::Options { peer, tag, ..Default::default() };
+    let dicts: Vec<_> = (0..4).map(|tag| Dict::start_receive(&groups[1], with(0, tag)).unwrap()).collect();
+    let (source, mut target) = ([7i32; 8], [0i32; 8]);
+    let mut transfers: Vec<Transfer> =
+        groups.iter().map(|group| Transfer::new(plan.clone(), group.clone()).unwrap()).collect();
+    // SAFETY: both arrays outlive the transfers.
+    unsafe {
+        transfers[0].bind(0, Side::Source, source.as_ptr().cast_mut().cast(), None).unwrap();
+        transfers[1].bind(0, Side::Target, target.as_mut_ptr().cast(), None).unwrap();
+    }
+    transfers.iter_mut().for_each(|transfer| transfer.start().unwrap());
+    drive(&mut transfers, &mut Random::new(1));
+    drop(transfers);
+    assert_eq!(target, [7; 8]);
+    for (tag, dict) in dicts.iter().enumerate() {
+        assert_eq!(dict.test().unwrap(), Progress::Pending);
+        let sent = Dict::start_send(&groups[0], &[], false, with(1, tag as u32)).unwrap();
+        assert_eq!(dict.wait(Timeout::Default).unwrap(), Progress::Done);
+        assert_eq!(sent.wait(Timeout::Default).unwrap(), Progress::Done);
+    }
 }
 
 #[test]

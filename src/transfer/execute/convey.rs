@@ -278,7 +278,7 @@ mod tests {
         for step in [16, 32, 48, 52] {
             for streams in [false, true] {
                 let mut from = floats.clone();
-                let mut bucket = vec![0xa5_u8; 52];
+                let mut bucket = [0xa5_u8; 52];
                 let mut arrived = vec![-1.0f32; 40];
                 // SAFETY: memory of 40 floats holds both parts, and so does the bucket of 52 bytes.
                 unsafe {

@@ -85,9 +85,9 @@ pub(super) enum Ticket {
 }
 
 impl Post {
-    /// Tags of transfers are the lowest there are, out of the way of everybody else's.
+    /// Tags of transfers are the lowest there are, out of the way of everybody else's: those of tensor dicts begin above.
     fn tag(&self, tag: u32) -> i64 {
-        i64::MIN + (i64::from(self.number & 0x7fff_ffff) << 32 | i64::from(tag))
+        i64::MIN + (i64::from(self.number & 0x3fff_ffff) << 32 | i64::from(tag))
     }
 
     fn post(&self, letter: Letter) -> Result<Ticket> {
