@@ -12,7 +12,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{Action, Call, Descriptor, Meeting, Pattern, Progress, Ranks, reduce};
+use super::{Action, Call, Descriptor, Meeting, Pattern, Progress, Ranks, copy, reduce};
 use crate::{
     bootstrap::Members,
     dtype::{Collective, DType, Op},
@@ -263,7 +263,7 @@ pub unsafe fn apply(call: &Call, pattern: &Pattern, range: &Range<usize>, source
                     let from = source.add(skip);
                     let to = call.recv.add(pattern.place(contributor as u32) + to);
                     if !std::ptr::eq(from, to) {
-                        std::ptr::copy_nonoverlapping(from, to, taken.len());
+                        copy::copy(from, to, taken.len());
                     }
                 }
             }

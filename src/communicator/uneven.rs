@@ -12,7 +12,7 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    Call, Descriptor, Meeting, Pattern, Progress, Ranks,
+    Call, Descriptor, Meeting, Pattern, Progress, Ranks, copy,
     exchange::{Exchange, Lanes},
     reduce,
 };
@@ -299,7 +299,7 @@ impl Parts {
         unsafe {
             let (from, to) = (self.call.send.add(from.start), self.call.recv.add(to.start));
             if !std::ptr::eq(from, to) {
-                std::ptr::copy_nonoverlapping(from, to, self.call.recv_parts[me].bytes);
+                copy::copy(from, to, self.call.recv_parts[me].bytes);
             }
         }
     }
@@ -461,7 +461,7 @@ impl Parts {
             let at = self.call.recv_parts[from as usize].start + taken.start - self.window(from, me).start;
             // SAFETY: the source is readable for what is taken; the part that `from` fills has room for the whole window,
             // since the counts were compared.
-            unsafe { std::ptr::copy_nonoverlapping(*source, self.call.recv.add(at), taken.len()) };
+            unsafe { copy::copy(*source, self.call.recv.add(at), taken.len()) };
         }
     }
 }

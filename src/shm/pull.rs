@@ -27,7 +27,7 @@ use std::{ops::Range, sync::Arc};
 use super::segment::Segment;
 use crate::{
     bootstrap::{Members, board, regions::Region},
-    communicator::{Call, Descriptor, Pattern, Progress, exchange, reduce},
+    communicator::{Call, Descriptor, Pattern, Progress, copy, exchange, reduce},
     dtype::Collective,
     sync::{reads, writes},
 };
@@ -299,7 +299,7 @@ impl Pull {
                 let to = self.call.recv.add(slice.start);
                 reads(result.add(slice.start));
                 writes(to);
-                std::ptr::copy_nonoverlapping(result.add(slice.start), to, slice.len());
+                copy::copy(result.add(slice.start), to, slice.len());
             }
         }
     }

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use crate::{
     bootstrap::{Members, mapping::Mapping, members::first_trouble},
+    communicator::copy,
     error::{Error, Result},
     sync::{AtomicU64, Ordering, reads, writes},
 };
@@ -129,7 +130,7 @@ impl Ring {
         // the store below.
         unsafe {
             slot.cast::<u64>().write(length);
-            std::ptr::copy_nonoverlapping(chunk.as_ptr(), slot.add(HEADER), chunk.len().min(CHUNK));
+            copy::copy(chunk.as_ptr(), slot.add(HEADER), chunk.len().min(CHUNK));
         }
         self.step += 1;
         self.line(0).0.store(self.step, Ordering::Release);
@@ -154,7 +155,7 @@ impl Ring {
         let slot = self.slot(self.step);
         reads(slot);
         // SAFETY: as in `length`.
-        unsafe { std::ptr::copy_nonoverlapping(slot.add(HEADER), to.as_mut_ptr(), to.len().min(CHUNK)) };
+        unsafe { copy::copy(slot.add(HEADER), to.as_mut_ptr(), to.len().min(CHUNK)) };
         self.step += 1;
         self.line(1 + self.rank).0.store(self.step, Ordering::Release);
     }

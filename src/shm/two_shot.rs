@@ -22,7 +22,7 @@ use std::{ops::Range, sync::Arc};
 use super::segment::{CHUNK, Segment};
 use crate::{
     bootstrap::Members,
-    communicator::{Call, Meeting, Progress, reduce},
+    communicator::{Call, Meeting, Progress, copy, reduce},
     error::Result,
     sync::reads,
 };
@@ -170,7 +170,7 @@ impl TwoShot {
             let slice = self.slice(&block, rank);
             reads(chunk);
             // SAFETY: the slice was published, and lies in `recv`; nobody else writes there.
-            unsafe { std::ptr::copy_nonoverlapping(chunk, self.call.recv.add(slice.start), slice.len()) };
+            unsafe { copy::copy(chunk, self.call.recv.add(slice.start), slice.len()) };
         }
         self.finished += 1;
         segment.ring_finish(self.base + self.finished);
