@@ -178,6 +178,7 @@ mod tests {
                 for _ in 0..20 {
                     // SAFETY: as above.
                     unsafe { libc::pthread_kill(committing, libc::SIGUSR1) };
+                    // The time between two signals, as a program's timer has it: long enough for a step, not for all.
                     std::thread::sleep(std::time::Duration::from_millis(2));
                 }
             });

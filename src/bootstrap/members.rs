@@ -297,7 +297,7 @@ impl Members {
     }
 
     /// The group's first failure, if that is an abort.
-    pub fn abortion(&self) -> Option<Failure> {
+    pub fn aborted(&self) -> Option<Failure> {
         self.failure().filter(|failure| failure.status == Status::Aborted)
     }
 

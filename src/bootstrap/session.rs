@@ -175,7 +175,7 @@ impl Session {
                     Error::failed(Status::PeerLost, Some(index as u32), text)
                 }));
             }
-            if let Some(failure) = self.parent.as_deref().filter(|_| self.abortable).and_then(Members::abortion) {
+            if let Some(failure) = self.parent.as_deref().filter(|_| self.abortable).and_then(Members::aborted) {
                 return Poll::Ready(Err(failure.into()));
             }
             if self.is_late() {

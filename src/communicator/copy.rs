@@ -27,6 +27,24 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
     }
 }
 
+/// Copies `length` bytes, past the caches if it `streams`; either way a release store that follows publishes them.
+///
+/// # Safety
+/// As for [`copy`].
+#[inline]
+pub(crate) unsafe fn copy_by(streams: bool, from: *const u8, to: *mut u8, length: usize) {
+    // SAFETY: passed on.
+    unsafe {
+        match streams {
+            true => {
+                stream(from, to, length);
+                drain();
+            }
+            false => copy(from, to, length),
+        }
+    }
+}
+
 /// Copies `length` bytes past the caches. They are ordered by nothing but [`drain`], not even by a release store.
 ///
 /// # Safety

@@ -130,11 +130,7 @@ impl Letter {
         unsafe {
             match self.pieces {
                 Some(mut pieces) => pieces.as_mut().pass(to, length, streams),
-                None if streams => {
-                    copy::stream(self.memory.add(at as usize), to, length);
-                    copy::drain();
-                }
-                None => copy::copy(self.memory.add(at as usize), to, length),
+                None => copy::copy_by(streams, self.memory.add(at as usize), to, length),
             }
         }
     }
@@ -150,11 +146,7 @@ impl Letter {
         unsafe {
             match self.pieces {
                 Some(mut pieces) => pieces.as_mut().pass(from.cast_mut(), length, streams),
-                None if streams => {
-                    copy::stream(from, self.memory.add(at as usize), length);
-                    copy::drain();
-                }
-                None => copy::copy(from, self.memory.add(at as usize), length),
+                None => copy::copy_by(streams, from, self.memory.add(at as usize), length),
             }
         }
     }

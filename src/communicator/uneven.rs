@@ -210,7 +210,7 @@ impl Parts {
         if let Some(pattern) = Pattern::new(&descriptor, self.members.rank(), self.size()) {
             exchange.begin(&call, pattern);
         }
-        // Moving the vectors does not move what they hold.
+        // Nothing changes the vectors before the exchange is over.
         self.stage = Stage::Counts;
     }
 

@@ -117,7 +117,7 @@ impl Group {
             return Ok(());
         }
         let policy = batch::checked(what(), create::policy(&options))?;
-        let (parent, aborted) = (self.members.clone(), self.members.abortion().is_some());
+        let (parent, aborted) = (self.members.clone(), self.members.aborted().is_some());
         let task = create::from_list(parent, ranks.to_vec(), aborted, self.inherit(options), policy, deliver);
         self.perform(Work::Task(Box::pin(task)))
     }

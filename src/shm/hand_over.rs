@@ -69,13 +69,8 @@ impl Store {
     /// `from` is readable and `to` writable for `length` bytes, and they do not overlap.
     #[inline]
     pub(super) unsafe fn copy(&self, from: *const u8, to: *mut u8, length: usize) {
-        if self.streams(length) {
-            // SAFETY: passed on.
-            unsafe { copy::stream(from, to, length) };
-            return copy::drain();
-        }
         // SAFETY: passed on.
-        unsafe { copy::copy(from, to, length) };
+        unsafe { copy::copy_by(self.streams(length), from, to, length) };
     }
 }
 
@@ -100,12 +95,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_length_and_alignment_arrives_whole_and_nothing_else_is_touched() {
-        let from: Vec<u8> = (0..4096_u32).map(|i| (i * 31 + 7) as u8).collect();
-        for store in [Store::PLAIN, Store::STREAMING] {
-            for (skew, length) in (0..70).flat_map(|skew| [0, 1, 15, 63, 64, 65, 511, 512, 2048].map(|l| (skew, l))) {
-                let mut to = vec![0xa5_u8; 4096];
-                // SAFETY: 70 + 2048 bytes lie in both.
+    fn the_lengths_at_the_edges_of_the_classes_arrive_whole_and_nothing_else_is_touched() {
+        let longest = CLASSES[1].from + 70;
+        let from: Vec<u8> = (0..=longest).map(|i| (i * 31 + 7) as u8).collect();
+        let edges = CLASSES.iter().flat_map(|class| [class.from - 1, class.from]).chain([0, 1, 64, 512, 2048]);
+        let edges: Vec<usize> = edges.collect();
+        for store in [Store::PLAIN, Store::STREAMING, Store { streamed: [true, false] }] {
+            for (skew, length) in [0, 1, 15, 16, 63, 69].iter().flat_map(|skew| edges.iter().map(|l| (*skew, *l))) {
+                let mut to = vec![0xa5_u8; longest];
+                // SAFETY: 70 bytes more than the longest edge lie in both.
                 unsafe { store.copy(from.as_ptr().add(1), to.as_mut_ptr().add(skew), length) };
                 assert_eq!(to[skew..skew + length], from[1..1 + length]);
                 assert!(to[..skew].iter().chain(&to[skew + length..]).all(|byte| *byte == 0xa5));
