@@ -45,14 +45,15 @@ pub const REDUCIBLE: [DType; 12] = [
 
 impl DType {
     /// Parses the number a caller passed.
+    #[inline]
     pub fn parse(code: i32) -> Result<Self> {
-        use DType::*;
-        REDUCIBLE.into_iter().chain([Bool, Int16, Bytes]).find(|dtype| *dtype as i32 == code).ok_or_else(|| {
-            Error::invalid(format_args!(
-                "{code} is no dtype (0..11 as in NCCL: int8, uint8, int32, uint32, int64, uint64, float16, float32, \
-                 float64, bfloat16, float8e4m3, float8e5m2; 100 bool, 101 int16, 102 bytes)"
-            ))
-        })
+        match code {
+            0..=11 => Ok(REDUCIBLE[code as usize]),
+            100 => Ok(DType::Bool),
+            101 => Ok(DType::Int16),
+            102 => Ok(DType::Bytes),
+            _ => Err(no_dtype(code)),
+        }
     }
 
     /// Bytes of one element.
@@ -94,6 +95,14 @@ impl DType {
     }
 }
 
+#[cold]
+fn no_dtype(code: i32) -> Error {
+    Error::invalid(format_args!(
+        "{code} is no dtype (0..11 as in NCCL: int8, uint8, int32, uint32, int64, uint64, float16, float32, float64, \
+         bfloat16, float8e4m3, float8e5m2; 100 bool, 101 int16, 102 bytes)"
+    ))
+}
+
 /// How elements are reduced over the ranks.
 ///
 /// Sums and products of 16- and 8-bit floats are taken in fp32 in rank order and rounded once; integer sums wrap;
@@ -114,10 +123,10 @@ pub const OPS: [Op; 5] = [Op::Sum, Op::Prod, Op::Max, Op::Min, Op::Avg];
 
 impl Op {
     /// Parses the number a caller passed.
+    #[inline]
     pub fn parse(code: i32) -> Result<Self> {
-        OPS.into_iter()
-            .find(|op| *op as i32 == code)
-            .ok_or_else(|| Error::invalid(format_args!("{code} is no reduction (sum 0, prod 1, max 2, min 3, avg 4)")))
+        let op = usize::try_from(code).ok().and_then(|index| OPS.get(index));
+        op.copied().ok_or_else(|| no_op(code))
     }
 
     /// The name used in texts and tables.
@@ -130,6 +139,11 @@ impl Op {
             Op::Avg => "avg",
         }
     }
+}
+
+#[cold]
+fn no_op(code: i32) -> Error {
+    Error::invalid(format_args!("{code} is no reduction (sum 0, prod 1, max 2, min 3, avg 4)"))
 }
 
 /// What a call does.

@@ -46,6 +46,18 @@ pub(crate) fn prefetch(at: *const u8) {
     let _ = at;
 }
 
+/// Asks for the cache line at `at` to be this core's to write, without waiting for it and whatever it is.
+#[inline(always)]
+pub(crate) fn prefetch_to_write(at: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: a prefetch changes nothing that the program sees and cannot fault. Every x86-64 processor decodes this one,
+    // those that know nothing of it as no operation.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    let _ = at;
+}
+
 /// How long [`spin_until`] keeps the core, which whoever is awaited may need.
 #[cfg(not(loom))]
 const SPIN: Duration = Duration::from_micros(20);

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     dtype::Collective,
     error::{Failure, Status},
-    sync::{AtomicU32, AtomicU64, Fences, Ordering, reads, spin_until, writes},
+    sync::{AtomicU32, AtomicU64, Fences, Ordering, prefetch_to_write, reads, spin_until, writes},
 };
 
 /// Bytes of data that fit beside the flag in a header's cache line.
@@ -73,10 +73,18 @@ struct Seat {
 /// A group's board. All zero is a fresh one.
 pub struct Board {
     mapping: Arc<Mapping>,
+    /// Where the seats begin in it.
+    seats: NonNull<Seat>,
     shared: bool,
     size: u32,
     fences: Fences,
 }
+
+// SAFETY: the seats lie in the mapping, which may be used from any thread, and are made of atomics and of bytes that the
+// module comment divides up.
+unsafe impl Send for Board {}
+// SAFETY: as above.
+unsafe impl Sync for Board {}
 
 impl Board {
     /// Bytes of a board for `size` ranks.
@@ -90,7 +98,8 @@ impl Board {
     /// If the mapping is too small.
     pub fn new(mapping: Arc<Mapping>, shared: bool, size: u32, fences: Fences) -> Self {
         mapping.at(0, Self::bytes(size));
-        Board { mapping, shared, size, fences }
+        let seats = mapping.at(size_of::<FailureLine>(), size as usize * size_of::<Seat>()).cast();
+        Board { mapping, seats, shared, size, fences }
     }
 
     /// Whether all members see this very board.
@@ -116,6 +125,13 @@ impl Board {
         // SAFETY: the payload lies in the mapping, and by the caller's promise nobody reads it now.
         unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), to, payload.len().min(PAYLOAD)) };
         self.flag(rank, sequence).store(u64::from(sequence as u32) | u64::from(digest) << 32, Ordering::Release);
+    }
+
+    /// Has the processor take back the line in which `rank` will post call `sequence`, which peers still have from when they
+    /// read the call before last there. Done early, the post need not wait for it.
+    #[inline]
+    pub fn make_ready(&self, rank: u32, sequence: u64) {
+        prefetch_to_write(self.header(rank, sequence).as_ptr().cast_const().cast());
     }
 
     /// The digest in `rank`'s header, once it has posted call `sequence`.
@@ -219,8 +235,8 @@ impl Board {
 
     fn seat_address(&self, rank: u32) -> NonNull<Seat> {
         assert!(rank < self.size, "no such rank");
-        let offset = size_of::<FailureLine>() + rank as usize * size_of::<Seat>();
-        self.mapping.at(offset, size_of::<Seat>()).cast()
+        // SAFETY: the mapping has room for `size` seats, as `new` made sure.
+        unsafe { self.seats.add(rank as usize) }
     }
 
     fn failure_word(&self) -> &AtomicU64 {

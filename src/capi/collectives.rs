@@ -37,7 +37,7 @@ pub unsafe extern "C" fn tutti_all_reduce(
     op: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run("tutti_all_reduce", group, Arguments { send, recv, count, dtype, op, stream, ..Arguments::of(AllReduce) })
+    run("tutti_all_reduce", group, || Arguments { send, recv, count, dtype, op, stream, ..Arguments::of(AllReduce) })
 }
 
 /// Reduces `count` elements over all ranks, and lets the communicator that serves the call choose where the result
@@ -124,11 +124,14 @@ pub unsafe extern "C" fn tutti_all_gather(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run(
-        "tutti_all_gather",
-        group,
-        Arguments { send, recv, count: send_count, dtype, stream, ..Arguments::of(AllGather) },
-    )
+    run("tutti_all_gather", group, || Arguments {
+        send,
+        recv,
+        count: send_count,
+        dtype,
+        stream,
+        ..Arguments::of(AllGather)
+    })
 }
 
 /// Reduces over all ranks and leaves each rank with its part of the result.
@@ -149,11 +152,15 @@ pub unsafe extern "C" fn tutti_reduce_scatter(
     op: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run(
-        "tutti_reduce_scatter",
-        group,
-        Arguments { send, recv, count: recv_count, dtype, op, stream, ..Arguments::of(ReduceScatter) },
-    )
+    run("tutti_reduce_scatter", group, || Arguments {
+        send,
+        recv,
+        count: recv_count,
+        dtype,
+        op,
+        stream,
+        ..Arguments::of(ReduceScatter)
+    })
 }
 
 /// Copies the root's elements to every rank.
@@ -174,7 +181,7 @@ pub unsafe extern "C" fn tutti_broadcast(
     root: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run("tutti_broadcast", group, Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Broadcast) })
+    run("tutti_broadcast", group, || Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Broadcast) })
 }
 
 /// Reduces `count` elements over all ranks to the root.
@@ -195,7 +202,7 @@ pub unsafe extern "C" fn tutti_reduce(
     root: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run("tutti_reduce", group, Arguments { send, recv, count, dtype, op, root, stream, ..Arguments::of(Reduce) })
+    run("tutti_reduce", group, || Arguments { send, recv, count, dtype, op, root, stream, ..Arguments::of(Reduce) })
 }
 
 /// Gathers every rank's elements on the root.
@@ -216,7 +223,7 @@ pub unsafe extern "C" fn tutti_gather(
     root: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run("tutti_gather", group, Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Gather) })
+    run("tutti_gather", group, || Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Gather) })
 }
 
 /// Hands each rank its part of the root's elements.
@@ -237,7 +244,7 @@ pub unsafe extern "C" fn tutti_scatter(
     root: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run("tutti_scatter", group, Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Scatter) })
+    run("tutti_scatter", group, || Arguments { send, recv, count, dtype, root, stream, ..Arguments::of(Scatter) })
 }
 
 /// Sends part r of every rank's elements to rank r.
@@ -256,7 +263,7 @@ pub unsafe extern "C" fn tutti_all_to_all(
     dtype: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    run("tutti_all_to_all", group, Arguments { send, recv, count, dtype, stream, ..Arguments::of(AllToAll) })
+    run("tutti_all_to_all", group, || Arguments { send, recv, count, dtype, stream, ..Arguments::of(AllToAll) })
 }
 
 /// Waits (on CUDA groups: makes the stream wait) until every rank has come here.
@@ -267,7 +274,7 @@ pub unsafe extern "C" fn tutti_all_to_all(
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_barrier(group: *mut tutti_group_t, stream: *mut c_void) -> tutti_status_t {
-    run("tutti_barrier", group, Arguments { stream, ..Arguments::of(Barrier) })
+    run("tutti_barrier", group, || Arguments { stream, ..Arguments::of(Barrier) })
 }
 
 /// Sends `count` elements at `buffer` to rank `peer` of the group.
@@ -451,12 +458,13 @@ pub unsafe extern "C" fn tutti_explain(
     })
 }
 
-/// What every short function does: parses the call and makes it.
+/// What every short function does: parses the call and makes it. The arguments are put together inside, where the compiler
+/// sees of which collective they are, and leaves out what the others need.
 #[inline(always)]
-fn run(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
+fn run(name: &'static str, group: *const tutti_group, arguments: impl FnOnce() -> Arguments) -> tutti_status_t {
     guard_batched(name, || {
         let group = GROUPS.pin(group)?;
-        let call = arguments.parse_for(&group)?;
+        let call = arguments().parse_for(&group)?;
         group.run(call, Timeout::Default)
     })
 }

@@ -387,6 +387,7 @@ pub(super) fn descriptor(
 }
 
 /// Parses a rank of a group of `size`.
+#[inline]
 pub(super) fn rank(name: &str, value: i32, size: u32) -> Result<u32> {
     u32::try_from(value).ok().filter(|rank| *rank < size).ok_or_else(|| {
         Error::invalid(format_args!("{name} is {value}, but the group has the ranks 0 to {}", size.saturating_sub(1)))
@@ -770,6 +771,7 @@ impl fmt::Display for Buffer {
 }
 
 /// Whether two buffers that overlap are the in-place form of their collective.
+#[inline(always)]
 fn is_in_place(call: &Descriptor, send: &Buffer, recv: &Buffer, rank: u32) -> bool {
     use Collective::*;
     let (send, recv, mine) = (send.start.addr(), recv.start.addr(), call.bytes() * rank as usize);

@@ -26,6 +26,10 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// A call that moves nothing.
+    pub const BARRIER: Descriptor =
+        Descriptor { collective: Collective::Barrier, dtype: DType::Bytes, op: Op::Sum, root: 0, flags: 0, count: 0 };
+
     /// 32 bits that differ, almost surely, when the descriptors do. The same on every machine.
     ///
     /// The multiplier is that of MurmurHash3's 64-bit finaliser, which passes every single-bit difference on to

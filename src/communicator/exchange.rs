@@ -15,7 +15,6 @@ use std::{ops::Range, sync::Arc};
 use super::{Action, Call, Descriptor, Meeting, Pattern, Progress, Ranks, copy, reduce};
 use crate::{
     bootstrap::Members,
-    dtype::{Collective, DType, Op},
     error::{Error, Result},
     sync::reads,
 };
@@ -78,26 +77,19 @@ const AHEAD: u64 = 2;
 impl<L: Lanes> Exchange<L> {
     /// An exchange between `members`, with no call begun.
     pub fn new(members: Arc<Members>, lanes: L) -> Self {
-        let nothing = Descriptor {
-            collective: Collective::Barrier,
-            dtype: DType::Bytes,
-            op: Op::Sum,
-            root: 0,
-            flags: 0,
-            count: 0,
-        };
-        let pattern = Pattern {
-            contributors: Ranks::None,
-            length: 0,
-            consumers: Ranks::None,
-            window: 0..0,
-            part: 0,
-            sliced: false,
-            action: Action::Place { stride: 0 },
-        };
         let sources = Vec::with_capacity(members.size() as usize);
-        let call = Call::new(nothing, std::ptr::null(), std::ptr::null_mut());
-        Exchange { lanes, members, call, pattern, base: 0, steps: 0, published: 0, consumed: 0, sources }
+        let call = Call::new(Descriptor::BARRIER, std::ptr::null(), std::ptr::null_mut());
+        Exchange {
+            lanes,
+            members,
+            call,
+            pattern: Pattern::BARRIER,
+            base: 0,
+            steps: 0,
+            published: 0,
+            consumed: 0,
+            sources,
+        }
     }
 
     /// Begins a call whose contributions are `pattern.length` bytes long.

@@ -14,7 +14,6 @@ use crate::{
         Channel, Members,
         control::{Kind, Message, Verdict},
     },
-    dtype::{Collective, DType, Op},
     error::{Error, Failure, Result, Status},
 };
 
@@ -42,16 +41,16 @@ impl Meeting {
     /// A meeting that is over, to begin the first one from.
     pub fn new(members: Arc<Members>) -> Self {
         let next = members.size();
-        let descriptor = Descriptor {
-            collective: Collective::Barrier,
-            dtype: DType::Bytes,
-            op: Op::Sum,
-            root: 0,
-            flags: 0,
-            count: 0,
-        };
         let looks = if members.is_crowded() { 1 } else { LOOKS };
-        Meeting { members, sequence: 0, descriptor, digest: 0, next, looks, along: None }
+        Meeting {
+            members,
+            sequence: 0,
+            descriptor: Descriptor::BARRIER,
+            digest: Descriptor::BARRIER.digest(),
+            next,
+            looks,
+            along: None,
+        }
     }
 
     /// Shows this rank's call to all, with a few bytes of its contribution where the board is shared.
@@ -72,8 +71,10 @@ impl Meeting {
     #[inline]
     pub unsafe fn post(&mut self, descriptor: Descriptor, sequence: u64, payload: &[u8]) {
         self.sequence = sequence;
-        self.descriptor = descriptor;
-        self.digest = descriptor.digest();
+        if self.descriptor != descriptor {
+            self.descriptor = descriptor;
+            self.digest = descriptor.digest();
+        }
         self.next = 0;
         self.along = None;
         let (board, me) = (self.members.board(), self.members.rank());
@@ -112,6 +113,10 @@ impl Meeting {
                 return Ok(Progress::Pending);
             }
             self.next += 1;
+        }
+        let board = self.members.board();
+        if board.is_shared() {
+            board.make_ready(self.members.rank(), self.sequence + 1);
         }
         Ok(Progress::Done)
     }

@@ -64,6 +64,17 @@ pub struct Pattern {
 }
 
 impl Pattern {
+    /// The pattern of [`Descriptor::BARRIER`], for every rank.
+    pub const BARRIER: Pattern = Pattern {
+        contributors: Ranks::None,
+        length: 0,
+        consumers: Ranks::None,
+        window: 0..0,
+        part: 0,
+        sliced: false,
+        action: Action::Place { stride: 0 },
+    };
+
     /// The collectives that have a pattern.
     pub fn collectives() -> Vec<Collective> {
         use Collective::*;
@@ -74,7 +85,7 @@ impl Pattern {
     }
 
     /// The pattern of `call` for `rank` of `size`; `None` for what is no such dance (send and recv, the v-forms).
-    #[inline]
+    #[inline(always)]
     pub fn new(call: &Descriptor, rank: u32, size: u32) -> Option<Self> {
         use Collective::*;
         let part = call.bytes();
@@ -99,6 +110,7 @@ impl Pattern {
     }
 
     /// Which bytes of every contribution `rank` takes.
+    #[inline]
     pub fn window_of(&self, rank: u32) -> Range<usize> {
         match (self.consumers.contains(rank), self.sliced) {
             (false, _) => 0..0,

@@ -83,6 +83,8 @@ pub(super) struct Core {
     /// The same plan, for whoever asks without going inside.
     shown: Arc<Mutex<Arc<Plan>>>,
     communicators: Communicators,
+    /// What the plan says of the last call that was no v-form: most calls are like the one before.
+    last: Option<Chosen>,
     /// Calls begun so far.
     sequence: u64,
     active: Option<Active>,
@@ -90,6 +92,14 @@ pub(super) struct Core {
     letters: Letters,
     /// When deadlines and lives were last looked at.
     looked: Option<Instant>,
+}
+
+/// What a plan says of a call.
+#[derive(Clone, Copy)]
+struct Chosen {
+    descriptor: Descriptor,
+    choice: Choice,
+    placement: Placement,
 }
 
 struct Queued {
@@ -131,6 +141,7 @@ impl Core {
             plan,
             shown,
             communicators,
+            last: None,
             sequence: 0,
             active: None,
             queue: VecDeque::new(),
@@ -322,12 +333,9 @@ impl Core {
     ) -> Result<(), Result<()>> {
         self.members.hear();
         self.members.check().map_err(Err)?;
-        let Some(choice) = self.plan.choose(&call.descriptor) else {
-            return Err(Err(self.plan.refusal(&call.descriptor)));
-        };
-        let placement = match call.descriptor.collective {
-            Collective::AllReduce => placement(&self.plan, choice.candidate),
-            _ => Placement::Both,
+        let (choice, placement) = match &self.last {
+            Some(last) if last.descriptor == call.descriptor => (last.choice, last.placement),
+            _ => self.choose(&call.descriptor).map_err(Err)?,
         };
         let (mut staged, staging) = stage(call, placement).map_err(Err)?;
         let Some(communicator) = &mut self.communicators[choice.candidate] else {
@@ -352,6 +360,17 @@ impl Core {
             }
             Err(error) => Err(Err(self.failed(error, &call.descriptor, sequence))),
         }
+    }
+
+    /// Asks the plan who serves a call, and where that one can put the result.
+    fn choose(&mut self, call: &Descriptor) -> Result<(Choice, Placement)> {
+        let choice = self.plan.choose(call).ok_or_else(|| self.plan.refusal(call))?;
+        let placement = match call.collective {
+            Collective::AllReduce => placement(&self.plan, choice.candidate),
+            _ => Placement::Both,
+        };
+        self.last = Some(Chosen { descriptor: *call, choice, placement });
+        Ok((choice, placement))
     }
 
     /// Starts a v-form, and makes it the operation that goes on. `Err` with what came of it if it is over already.
@@ -391,6 +410,7 @@ impl Core {
             Doing::Task(task) => match task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(Outcome::Plan(plan))) => {
                     self.plan = plan.clone();
+                    self.last = None;
                     *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = plan;
                     Ok(())
                 }

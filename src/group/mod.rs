@@ -46,7 +46,7 @@ use crate::{
     config::{GroupOptions, Timeout, WorldOptions},
     cuda::lane::{Lane, Notes},
     dispatch::{Format, Plan, Standing},
-    dtype::{Collective, DType, Op},
+    dtype::DType,
     error::{Error, Failure, Result, Status},
 };
 
@@ -242,15 +242,7 @@ impl Group {
             batch::checked("a sync", self.members.check())?;
             return cpu.sync(timeout);
         }
-        let descriptor = Descriptor {
-            collective: Collective::Barrier,
-            dtype: DType::Bytes,
-            op: Op::Sum,
-            root: 0,
-            flags: 0,
-            count: 0,
-        };
-        self.run(Call::new(descriptor, std::ptr::null(), std::ptr::null_mut()), timeout)
+        self.run(Call::new(Descriptor::BARRIER, std::ptr::null(), std::ptr::null_mut()), timeout)
     }
 
     /// Fails the group on all ranks: whoever waits in it returns within 10 ms. From any thread.

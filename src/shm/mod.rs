@@ -42,8 +42,8 @@ use crate::{
         sharing::{share, share_some},
     },
     communicator::{
-        Algorithm, Call, Capabilities, Carries, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider,
-        Ranks, Row, Task, Uneven, Way,
+        Algorithm, Call, Capabilities, Carries, Communicator, Descriptor, Meeting, Parts, Pattern, Placement, Progress,
+        Provider, Ranks, Row, Task, Uneven, Way,
         exchange::{Exchange, Lanes},
         post::Post,
     },
@@ -155,6 +155,8 @@ struct Communication {
     letters: post::Letters,
     parts: Parts,
     going: Going,
+    /// The last call that was no v-form, and what it means for this rank: most calls are like the one before.
+    last: (Descriptor, Pattern),
     scratch: Scratch,
     room: Room,
     /// What came out while this rank was about to sleep.
@@ -163,7 +165,7 @@ struct Communication {
 
 /// The call that is going on.
 enum Going {
-    Small(Small, Call, Pattern),
+    Small(Small, Call),
     Exchange,
     Parts,
     TwoShot(TwoShot),
@@ -174,7 +176,6 @@ enum Going {
 
 struct Undecided {
     call: Call,
-    pattern: Pattern,
     sequence: u64,
     way: Way,
 }
@@ -187,6 +188,7 @@ impl Communication {
             letters: post::Letters::new(members.clone(), wire),
             parts: Parts::new(members.clone()),
             going: Going::Exchange,
+            last: (Descriptor::BARRIER, Pattern::BARRIER),
             scratch: Scratch::new(members.size()),
             room: Room::new(members.size()),
             outcome: None,
@@ -198,9 +200,9 @@ impl Communication {
     fn advance(&mut self) -> Result<Progress> {
         loop {
             match &mut self.going {
-                Going::Small(small, call, pattern) => {
+                Going::Small(small, call) => {
                     let (lanes, scratch) = (&self.exchange.lanes, &mut self.scratch);
-                    return small.poll((call, pattern), &self.members, lanes, &mut self.meeting, scratch);
+                    return small.poll((call, &self.last.1), &self.members, lanes, &mut self.meeting, scratch);
                 }
                 Going::Exchange => return self.exchange.poll(&mut self.meeting),
                 Going::Parts => return self.parts.poll(&mut self.exchange, &mut self.meeting),
@@ -215,12 +217,13 @@ impl Communication {
     }
 
     /// Begins a call that is too large to travel with its header.
-    fn begin_large(&mut self, call: &Call, pattern: Pattern, algorithm: u8) {
+    fn begin_large(&mut self, call: &Call, algorithm: u8) {
+        let pattern = &self.last.1;
         if algorithm == TWO_SHOT {
             let base = self.exchange.reserve(TwoShot::steps(pattern.length));
             self.going = Going::TwoShot(TwoShot::begin(call, self.members.clone(), base));
         } else {
-            self.exchange.begin(call, pattern);
+            self.exchange.begin(call, pattern.clone());
             self.going = Going::Exchange;
         }
     }
@@ -229,14 +232,14 @@ impl Communication {
     #[cold]
     fn decide(&mut self) {
         let Going::Undecided(undecided) = std::mem::replace(&mut self.going, Going::Exchange) else { return };
-        let Undecided { call, pattern, sequence, way } = undecided;
+        let Undecided { call, sequence, way } = undecided;
         let step = self.exchange.reserve(Pull::STEPS);
-        match Pull::decide(&call, &pattern, &self.members, (sequence, step), &mut self.room) {
+        match Pull::decide(&call, &self.last.1, &self.members, (sequence, step), &mut self.room) {
             Some(pull) => self.going = Going::Pull(pull),
             None => {
                 // Those who knew at once that nothing is pulled have taken no step for it.
                 self.exchange.give_back();
-                self.begin_large(&call, pattern, way.algorithm);
+                self.begin_large(&call, way.algorithm);
             }
         }
     }
@@ -244,11 +247,12 @@ impl Communication {
 
 impl Communicator for Communication {
     fn start(&mut self, call: &Call, sequence: u64, way: Way) -> Result<Progress> {
-        let (me, size) = (self.members.rank(), self.members.size());
-        let pattern = Pattern::new(&call.descriptor, me, size);
-        let Some(pattern) = &pattern else {
-            return Err(Error::Internal(format!("{} is no exchange", call.descriptor)));
-        };
+        if self.last.0 != call.descriptor {
+            let pattern = Pattern::new(&call.descriptor, self.members.rank(), self.members.size());
+            let pattern = pattern.ok_or_else(|| Error::Internal(format!("{} is no exchange", call.descriptor)))?;
+            self.last = (call.descriptor, pattern);
+        }
+        let pattern = &self.last.1;
         self.outcome = None;
         let carrier = match way.algorithm {
             LINE => Some(Carrier::Line),
@@ -263,7 +267,7 @@ impl Communicator for Communication {
             let (lanes, scratch) = (&self.exchange.lanes, &mut self.scratch);
             let progress = small.poll((call, pattern), &self.members, lanes, &mut self.meeting, scratch)?;
             if progress != Progress::Done {
-                self.going = Going::Small(small, *call, pattern.clone());
+                self.going = Going::Small(small, *call);
             }
             return Ok(progress);
         }
@@ -274,9 +278,9 @@ impl Communicator for Communication {
         // SAFETY: as above.
         unsafe { self.meeting.begin(call.descriptor, sequence, &claim.to_bytes()) };
         if claim.is_made() {
-            self.going = Going::Undecided(Undecided { call: *call, pattern: pattern.clone(), sequence, way });
+            self.going = Going::Undecided(Undecided { call: *call, sequence, way });
         } else {
-            self.begin_large(call, pattern.clone(), way.algorithm);
+            self.begin_large(call, way.algorithm);
         }
         self.advance()
     }
@@ -310,7 +314,7 @@ impl Communicator for Communication {
     fn awaits(&mut self, rank: u32) -> bool {
         self.meeting.awaits(rank)
             || match &mut self.going {
-                Going::Small(small, _, pattern) => small.awaits(pattern, &self.exchange.lanes, rank),
+                Going::Small(small, _) => small.awaits(&self.last.1, &self.exchange.lanes, rank),
                 Going::Exchange => self.exchange.awaits(rank),
                 Going::Parts => self.parts.awaits(&mut self.exchange, rank),
                 Going::TwoShot(two_shot) => two_shot.awaits(&self.exchange.lanes, rank),
