@@ -271,11 +271,17 @@ impl Members {
     }
 
     /// Lets failures that travel as messages arrive; where the board is shared, they are there already.
-    #[inline]
+    #[inline(always)]
     pub fn hear(&self) {
         if !self.board.is_shared() {
             self.endpoint.progress();
         }
+        if self.outpost().is_some() {
+            self.hear_outpost();
+        }
+    }
+
+    fn hear_outpost(&self) {
         if let Some(outpost) = self.outpost()
             && let Some(failure) = outpost.failure(self)
             && !self.board.has_failed()

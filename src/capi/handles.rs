@@ -258,6 +258,7 @@ impl<T: Entry> Deref for Pin<T> {
 }
 
 impl<T: Entry> Drop for Pin<T> {
+    #[inline(always)]
     fn drop(&mut self) {
         let before = self.slot.word.fetch_sub(1, Ordering::AcqRel);
         if before & (CLOSING | PINS) == CLOSING | 1 {

@@ -68,7 +68,7 @@ impl Meeting {
     ///
     /// # Safety
     /// As for [`Meeting::begin`].
-    #[inline]
+    #[inline(always)]
     pub unsafe fn post(&mut self, descriptor: Descriptor, sequence: u64, payload: &[u8]) {
         self.sequence = sequence;
         if self.descriptor != descriptor {
@@ -106,7 +106,7 @@ impl Meeting {
     }
 
     /// Meets whoever has come. `Done` once all ranks were seen to call the same.
-    #[inline]
+    #[inline(always)]
     pub fn poll(&mut self) -> Result<Progress> {
         while self.next < self.members.size() {
             if self.next != self.members.rank() && !self.meet(self.next)? {

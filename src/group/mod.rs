@@ -474,7 +474,7 @@ impl Group {
     }
 
     /// The way inside for a call, if no other is going on.
-    #[inline]
+    #[inline(always)]
     fn enter(&self) -> Result<Inside<'_, Core>> {
         let core = self.core.call(|| self.members.ring(self.rank()))?;
         match self.occupied.load(Ordering::Relaxed) {

@@ -104,7 +104,7 @@ impl Small {
     }
 
     /// Ends the call if everything is there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn poll(
         &mut self,
         (call, pattern): (&Call, &Pattern),
