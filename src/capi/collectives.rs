@@ -299,7 +299,7 @@ pub unsafe extern "C" fn tutti_send(
     peer: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    letter("tutti_send", group, Arguments { send: buffer, count, dtype, root: peer, stream, ..Arguments::of(Send) })
+    letter("tutti_send", group, || Arguments { send: buffer, count, dtype, root: peer, stream, ..Arguments::of(Send) })
 }
 
 /// Receives up to `count` elements at `buffer` from rank `peer` of the group.
@@ -318,7 +318,7 @@ pub unsafe extern "C" fn tutti_recv(
     peer: i32,
     stream: *mut c_void,
 ) -> tutti_status_t {
-    letter("tutti_recv", group, Arguments { recv: buffer, count, dtype, root: peer, stream, ..Arguments::of(Recv) })
+    letter("tutti_recv", group, || Arguments { recv: buffer, count, dtype, root: peer, stream, ..Arguments::of(Recv) })
 }
 
 /// Sends `send_count` elements to rank `to` and receives up to `recv_count` elements from rank `from`, both at once, so
@@ -469,11 +469,12 @@ fn run(name: &'static str, group: *const tutti_group, arguments: impl FnOnce() -
     })
 }
 
-/// What the functions of one side of a message do.
-fn letter(name: &'static str, group: *const tutti_group, arguments: Arguments) -> tutti_status_t {
+/// What the functions of one side of a message do; see [`run`] for why the arguments are put together inside.
+#[inline(always)]
+fn letter(name: &'static str, group: *const tutti_group, arguments: impl FnOnce() -> Arguments) -> tutti_status_t {
     guard_batched(name, || {
         let group = GROUPS.pin(group)?;
-        group.exchange(&[arguments.parse_letter_for(&group)?], Timeout::Default).map(drop)
+        group.exchange(&[arguments().parse_letter_for(&group)?], Timeout::Default).map(drop)
     })
 }
 

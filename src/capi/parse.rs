@@ -134,6 +134,7 @@ impl Arguments {
     }
 
     /// Parses a send or a receive in `group`. Only CPU groups have letters.
+    #[inline(always)]
     pub(super) fn parse_letter_for(self, group: &Group) -> Result<Letter> {
         only_on_cpu(self.collective, group)?;
         self.parse_letter(group.size())
@@ -151,6 +152,7 @@ impl Arguments {
     }
 
     /// Parses a send or a receive in a CPU group of `size`.
+    #[inline(always)]
     fn parse_letter(self, size: u32) -> Result<Letter> {
         self.check_stream()?;
         let peer = rank("peer", self.root, size)?;

@@ -173,11 +173,13 @@ impl Core {
         self.start(call, timeout, None).err()
     }
 
-    /// Begins a letter of the blocking call; all of it that is under way is over if this fails.
+    /// Begins a letter of the blocking call, of which it may be the last; all of it that is under way is over if this fails.
     #[inline]
-    pub(super) fn begin_letter(&mut self, letter: Letter, timeout: Timeout) -> Result<()> {
+    pub(super) fn begin_letter(&mut self, letter: Letter, last: bool, timeout: Timeout) -> Result<()> {
         self.members.hear();
-        let begun = self.letters.begin((&self.members, &self.plan, &mut self.communicators), letter, timeout, None);
+        let last = last && !self.is_in_call();
+        let inside = (&*self.members, &*self.plan, &mut self.communicators);
+        let begun = self.letters.begin(inside, (letter, last), timeout, None);
         if begun.is_err() && !self.letters.is_empty() {
             self.poll_letters(false);
         }
@@ -197,7 +199,7 @@ impl Core {
             Work::Letter(letter, timeout) => {
                 self.members.hear();
                 let inside = (&*self.members, &*self.plan, &mut self.communicators);
-                if let Err(error) = self.letters.begin(inside, letter, timeout, Some(ticket.clone())) {
+                if let Err(error) = self.letters.begin(inside, (letter, false), timeout, Some(ticket.clone())) {
                     ticket.complete(Err(error));
                 }
             }

@@ -68,19 +68,21 @@ impl Letters {
         self.underway.iter().all(|one| one.candidate == candidate)
     }
 
-    /// Hands a letter in; with a ticket if it is a started one. An error is one of the whole group, or a refusal.
+    /// Hands a letter in; with a ticket if it is a started one. If it is the last of a blocking call (`last`), nothing is
+    /// lost by looking a while for its message. An error is one of the whole group, or a refusal.
     #[inline]
     pub(super) fn begin(
         &mut self,
         (members, plan, communicators): (&Members, &Plan, &mut Communicators),
-        letter: Letter,
+        (letter, last): (Letter, bool),
         timeout: Timeout,
         ticket: Option<Arc<Ticket>>,
     ) -> Result<()> {
         members.check()?;
         let descriptor = letter.descriptor();
         let candidate = plan.choose(&descriptor).ok_or_else(|| plan.refusal(&descriptor))?.candidate;
-        let accepted = post_of(communicators, candidate)?.accept(&letter);
+        let alone = last && self.underway.is_empty();
+        let accepted = post_of(communicators, candidate)?.accept(&letter, alone);
         match accepted {
             Ok(Accepted::Over(delivery)) => self.end(&letter, ticket, delivery),
             Ok(Accepted::Underway(key)) => {

@@ -340,8 +340,9 @@ impl Group {
         letters.iter().try_for_each(|letter| self.check_peer(letter))?;
         let mut core = self.enter()?;
         let mut begun = Ok(());
-        for letter in letters {
-            begun = begun.and_then(|()| core.begin_letter(*letter, timeout));
+        for (index, letter) in letters.iter().enumerate() {
+            let last = index + 1 == letters.len();
+            begun = begun.and_then(|()| core.begin_letter(*letter, last, timeout));
         }
         let outcome = match core.letters_outcome() {
             Some(outcome) => outcome,

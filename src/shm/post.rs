@@ -42,7 +42,7 @@ use crate::{
     },
     dtype::DType,
     error::Result,
-    sync::{AtomicU64, Ordering, reads, writes},
+    sync::{AtomicU64, Ordering, prefetch_to_write, reads, writes},
 };
 
 /// Envelopes that a sender can be ahead of its receiver.
@@ -249,6 +249,9 @@ impl Wire for Memory {
         slip.flag.store(number + 1, Ordering::Release);
         self.peers[peer as usize].posted = number + 1;
         self.members.ring(peer);
+        // The peer has the next one from when it read it a ring ago; taken back early, posting need not wait for it.
+        let next = &self.page(me, peer).slips[((number + 1) & (self.sizes.envelopes - 1)) as usize];
+        prefetch_to_write((&raw const *next).cast());
         Ok(())
     }
 
@@ -307,6 +310,7 @@ impl Wire for Memory {
         true
     }
 
+    #[inline]
     fn front(&mut self, peer: u32) -> Result<Option<(Envelope, *const u8)>> {
         let me = self.members.rank();
         let number = self.peers[peer as usize].opened;
@@ -413,8 +417,8 @@ impl Letters {
 
 impl Post for Letters {
     #[inline]
-    fn accept(&mut self, letter: &Letter) -> Result<Accepted> {
-        self.desk.accept(letter)
+    fn accept(&mut self, letter: &Letter, alone: bool) -> Result<Accepted> {
+        self.desk.accept(letter, alone)
     }
 
     #[inline]
@@ -501,7 +505,7 @@ pub(super) mod model {
 
     /// Waits for a letter, asleep in between.
     fn carry((_, letters): &mut Rank, letter: Letter) {
-        let key = match letters.accept(&letter).unwrap() {
+        let key = match letters.accept(&letter, false).unwrap() {
             Accepted::Over(delivery) => return assert_eq!(delivery.unwrap(), letter.count()),
             Accepted::Underway(key) => key,
         };

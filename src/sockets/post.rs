@@ -281,8 +281,8 @@ impl Letters {
 }
 
 impl Post for Letters {
-    fn accept(&mut self, letter: &Letter) -> Result<Accepted> {
-        self.desk.accept(letter)
+    fn accept(&mut self, letter: &Letter, alone: bool) -> Result<Accepted> {
+        self.desk.accept(letter, alone)
     }
 
     fn poll(&mut self) -> Result<Progress> {
