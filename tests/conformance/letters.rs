@@ -18,7 +18,7 @@ use crate::harness::{Buffer, Random, call, descriptor, on_all_ranks, until_aslee
 
 const PATIENT: i64 = 120_000;
 
-/// Where letters change their ways: beside the flag to 32 bytes; with the envelope to 4 KiB (shm) and 16 KiB (sockets);
+/// Where letters change their ways: beside the flag to 32 bytes; with the envelope to 8 KiB (shm) and 16 KiB (sockets);
 /// above in chunks of 16 and 64 KiB, of which 8 and 4 are on the way.
 const SIZES: [usize; 17] = [
     0,
@@ -27,9 +27,9 @@ const SIZES: [usize; 17] = [
     31,
     32,
     33,
-    4095,
-    4096,
-    4097,
+    8191,
+    8192,
+    8193,
     16 * 1024,
     16 * 1024 + 1,
     32 * 1024,
