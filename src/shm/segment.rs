@@ -23,7 +23,7 @@ use std::{ops::Range, sync::Arc};
 use super::hand_over::Store;
 use crate::{
     bootstrap::{Members, mapping::Mapping},
-    sync::{AtomicU64, Ordering, reads, writes},
+    sync::{AtomicU64, Ordering, prefetch_to_write, reads, writes},
 };
 
 /// Data bytes of a line, and lines of a set: beside the header's 56 bytes, room for 2 KiB.
@@ -171,6 +171,23 @@ impl Segment {
         writes(slot);
         // SAFETY: the slot is as long, and by the caller's promise nobody reads it.
         unsafe { self.store.copy(bytes.as_ptr(), slot, bytes.len().min(SLOT)) };
+    }
+
+    /// Has the processor take back what this rank's call `sequence` will write if it is as long as the last, from peers that
+    /// have it since they read the call before last there: lines of `rest` bytes, or a slot of `length`. What is streamed
+    /// needs no such thing.
+    #[inline]
+    pub(super) fn make_lines_ready(&self, sequence: u64, rest: usize) {
+        (0..rest.div_ceil(PIECE)).for_each(|at| prefetch_to_write(self.line(self.rank(), sequence, at).cast()));
+    }
+
+    /// See [`Segment::make_lines_ready`].
+    #[inline]
+    pub(super) fn make_slot_ready(&self, sequence: u64, length: usize) {
+        if !self.store.streams(length) {
+            let slot = self.slot_of(self.rank(), sequence);
+            (0..length.min(SLOT)).step_by(64).for_each(|at| prefetch_to_write(slot.wrapping_add(at)));
+        }
     }
 
     /// `rank`'s slot of a call: [`SLOT`] bytes.

@@ -123,6 +123,14 @@ impl Small {
             return Ok(Progress::Pending);
         }
         let (me, sequence) = (segment.rank(), self.sequence);
+        if pattern.contributors.contains(me) {
+            // All have ended the call before, so nobody reads what the next one will overwrite.
+            match self.carrier {
+                Carrier::Line => {}
+                Carrier::Lines => segment.make_lines_ready(sequence + 1, rest(pattern)),
+                Carrier::Slot => segment.make_slot_ready(sequence + 1, pattern.length),
+            }
+        }
         scratch.sources.clear();
         for rank in (0..segment.size()).filter(|rank| pattern.contributors.contains(*rank)) {
             scratch.sources.push(match self.carrier {
