@@ -134,6 +134,11 @@ const TURN: u64 = 16;
 /// Steps published ahead of the last one consumed: enough to hide a peer's lag, and few enough to stay in the cache.
 const AHEAD: u64 = 2;
 
+/// Results from this size on are placed past the caches: plain stores would first read what they overwrite, and push out
+/// what is still to be read. (Measured with two ranks, results read at once: all_to_all takes 0.8 ms instead of 1.8
+/// for 4 MiB, and 1.2 times as long for 1 MiB; all_gather 1.4 ms instead of 3.4 for 8 MiB, and as long for 4 MiB.)
+pub(super) const STREAMED: usize = 4 << 20;
+
 impl<L: Lanes> Exchange<L> {
     /// An exchange between `members`, with no call begun.
     pub fn new(members: Arc<Members>, lanes: L) -> Self {
@@ -294,12 +299,13 @@ pub unsafe fn apply(call: &Call, pattern: &Pattern, range: &Range<usize>, source
             unsafe { reduce::reduce(dtype, op, sources, call.recv.add(range.start), range.len() / dtype.size()) };
         }
         Action::Place { .. } => {
+            let streams = sources.len() * pattern.part >= STREAMED;
             for (contributor, source) in sources.iter().enumerate() {
                 // SAFETY: as above; a source that is this rank's own lies where it goes, or apart from it.
                 unsafe {
                     let to = call.recv.add(pattern.place(contributor as u32) + range.start);
                     if !std::ptr::eq(*source, to) {
-                        copy::copy(*source, to, range.len());
+                        copy::copy_by(streams, *source, to, range.len());
                     }
                 }
             }
@@ -314,4 +320,34 @@ pub fn protocol_error(members: &Members, rank: u32, what: &str) -> Error {
         Some(rank),
         format_args!("group {:?}: rank {rank} {what}", members.name()),
     )
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pieces_of_a_step_lie_apart_and_those_of_all_steps_make_up_every_window() {
+        const PIECE: usize = 24;
+        for (size, sliced, window) in (1..=7)
+            .flat_map(|size| [0, 8, 24, 40, 240, 248].map(|window| (size, window)))
+            .flat_map(|(size, window)| [(size, false, window), (size, true, window)])
+        {
+            let cut = Cut { size, piece: PIECE, sliced };
+            let mut end = 0;
+            for step in 0..cut.steps(window) {
+                let range = cut.range(window, step);
+                assert!(range.start == end && !range.is_empty() && range.len() <= PIECE);
+                end = range.end;
+            }
+            assert_eq!(end, window);
+            assert!(cut.range(window, cut.steps(window)).is_empty());
+            for from in 0..size {
+                let mut places: Vec<_> = (0..size).filter(|to| *to != from).map(|to| cut.at(from, to)).collect();
+                places.sort_unstable();
+                let expected = |place: usize| if sliced { place * PIECE } else { 0 };
+                assert!(places.iter().enumerate().all(|(place, at)| *at == expected(place)), "{places:?}");
+            }
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::{
     Call, Descriptor, Meeting, Pattern, Progress, Ranks, copy,
-    exchange::{Cut, Exchange, Lanes, Piece},
+    exchange::{Cut, Exchange, Lanes, Piece, STREAMED},
     reduce,
 };
 use crate::{
@@ -79,6 +79,8 @@ pub struct Parts {
     all: Vec<u64>,
     /// How the windows are cut, once they move.
     cut: Option<Cut>,
+    /// Whether the result is placed past the caches.
+    streams: bool,
     /// The count at which this call's steps begin.
     base: u64,
     steps: u64,
@@ -123,6 +125,7 @@ impl Parts {
             mine: Vec::new(),
             all: Vec::new(),
             cut: None,
+            streams: false,
             base: 0,
             steps: 0,
             published: 0,
@@ -262,6 +265,7 @@ impl Parts {
         let longest = moved.map(|(from, of)| self.window(from, of)).max().unwrap_or(0);
         self.steps = cut.steps(longest);
         self.base = exchange.reserve(self.steps);
+        self.streams = self.call.recv_parts.iter().map(|part| part.bytes).sum::<usize>() >= STREAMED;
         if !self.reduces() {
             self.keep_own();
         }
@@ -279,7 +283,7 @@ impl Parts {
         unsafe {
             let (from, to) = (self.call.send.add(from.start), self.call.recv.add(to.start));
             if !std::ptr::eq(from, to) {
-                copy::copy(from, to, self.call.recv_parts[me].bytes);
+                copy::copy_by(self.streams, from, to, self.call.recv_parts[me].bytes);
             }
         }
     }
@@ -416,7 +420,7 @@ impl Parts {
             let at = self.call.recv_parts[from as usize].start + taken.start;
             // SAFETY: the source is readable for what is taken; the part that `from` fills has room for the whole window,
             // since the counts were compared.
-            unsafe { copy::copy(*source, self.call.recv.add(at), taken.len()) };
+            unsafe { copy::copy_by(self.streams, *source, self.call.recv.add(at), taken.len()) };
         }
     }
 }
