@@ -329,9 +329,7 @@ impl Communicator for Communication {
 
 impl Lanes for Segment {
     fn piece(&self, side_by_side: u32) -> usize {
-        // Pieces begin at cache lines of their own where so many fit.
-        let most = segment::CHUNK / side_by_side.max(1) as usize;
-        if most >= 64 { most / 64 * 64 } else { (most / 8 * 8).max(8) }
+        piece(side_by_side)
     }
 
     fn denies_room(&mut self, rank: u32, step: u64, _needed: bool) -> bool {
@@ -364,5 +362,26 @@ impl Lanes for Segment {
 
     fn is_settled(&mut self, _rank: u32) -> bool {
         true
+    }
+}
+
+/// The largest piece where a staging slot holds so many side by side.
+fn piece(side_by_side: u32) -> usize {
+    let most = segment::CHUNK / side_by_side.max(1) as usize;
+    // Each begins at a cache line of its own where so many fit.
+    if most >= 64 { most / 64 * 64 } else { (most / 8 * 8).max(8) }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_pieces_as_there_are_other_ranks_fit_a_staging_slot() {
+        for others in 1..segment::MOST_RANKS {
+            let piece = piece(others);
+            assert!(piece >= 8 && piece.is_multiple_of(if piece < 64 { 8 } else { 64 }));
+            assert!(others as usize * piece <= segment::CHUNK);
+        }
     }
 }
