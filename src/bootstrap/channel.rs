@@ -33,7 +33,7 @@ pub(super) const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::C
 /// Connections the kernel keeps for us until we take them; it lowers the number to its own limit.
 const BACKLOG: i32 = 4096;
 /// How long to wait when the kernel has too many descriptors under way; receivers take them meanwhile.
-const CROWDED: Duration = Duration::from_millis(2);
+pub(super) const CROWDED: Duration = Duration::from_millis(2);
 
 /// Why nothing more can be said or heard on a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

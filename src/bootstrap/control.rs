@@ -24,6 +24,7 @@ use rustix::{
 };
 
 use super::{
+    channel::CROWDED,
     fork,
     members::Members,
     mesh::{Link, Mesh},
@@ -114,6 +115,8 @@ struct Connection {
     descriptors: VecDeque<OwnedFd>,
     /// Not yet taken by the kernel.
     outbox: VecDeque<Outgoing>,
+    /// Whether the kernel took no more descriptors at the last try, which no readiness of the socket tells about.
+    crowded: bool,
     /// Why nothing will come any more; what came before is in the mailboxes.
     closed: Option<String>,
     heard: Instant,
@@ -157,6 +160,7 @@ impl Endpoint {
                 inbox: Vec::new(),
                 descriptors: VecDeque::new(),
                 outbox: VecDeque::new(),
+                crowded: false,
                 closed: None,
                 heard: now,
                 spoke: now,
@@ -385,14 +389,15 @@ pub struct Loss {
 
 /// Sleeps until something comes for one of the endpoints, but no longer than `at_most`.
 pub fn wait_for_any(endpoints: &[&Endpoint], at_most: Duration) {
-    let timeout = Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
     let guards: Vec<_> = endpoints.iter().map(|endpoint| endpoint.lock()).collect();
     // The numbers are polled without the locks. They stay open as long as the endpoints, which the caller holds:
     // a lost connection is kept until then.
-    let mut watched = Vec::new();
+    let (mut watched, mut crowded) = (Vec::new(), false);
     for guard in &guards {
         for connection in guard.connections.iter().flatten().filter(|connection| connection.closed.is_none()) {
-            let events = if connection.outbox.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+            crowded |= connection.crowded;
+            let awaits_room = !connection.outbox.is_empty() && !connection.crowded;
+            let events = if awaits_room { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             watched.push((raw(connection.link.socket()), events));
         }
     }
@@ -412,13 +417,18 @@ pub fn wait_for_any(endpoints: &[&Endpoint], at_most: Duration) {
         // SAFETY: the descriptors are open for as long as the endpoints are borrowed, see above.
         .map(|(fd, events)| PollFd::from_borrowed_fd(unsafe { BorrowedFd::borrow_raw(*fd) }, *events))
         .collect();
+    let at_most = if crowded { at_most.min(CROWDED) } else { at_most };
+    let timeout = Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
     // Interrupted, timed out or ready: the caller looks again.
-    if rustix::event::poll(&mut polled, Some(&timeout)).is_ok_and(|ready| ready > 0) {
+    let is_ready = rustix::event::poll(&mut polled, Some(&timeout)).is_ok_and(|ready| ready > 0);
+    if is_ready {
         for (pidfd, dead) in polled[connections..].iter().zip(lives) {
             if !pidfd.revents().is_empty() {
                 dead.store(true, Ordering::Relaxed);
             }
         }
+    }
+    if is_ready || crowded {
         // Everything that has come is moved, whoever it is for: left where it is, it would end the next sleep at once.
         for endpoint in endpoints {
             endpoint.progress();
@@ -451,6 +461,7 @@ impl State {
 impl Connection {
     /// Gives the kernel what it takes.
     fn flush(&mut self) {
+        self.crowded = false;
         while let Some(first) = self.outbox.front_mut() {
             match send_some(self.link.socket().as_fd(), &first.bytes[first.sent..], &first.descriptors) {
                 Ok(sent) => {
@@ -464,6 +475,11 @@ impl Connection {
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
+                // Too many descriptors of this user are on their way; it passes as they arrive.
+                Err(Errno::TOOMANYREFS) => {
+                    self.crowded = true;
+                    return;
+                }
                 Err(errno) => {
                     // What a peer said before it went still counts.
                     self.fill(&mut vec![0; ARRIVALS]);

@@ -119,10 +119,10 @@ impl Pattern {
         }
     }
 
-    /// Whether `rank` takes any of these bytes of a contribution.
-    pub fn needs(&self, rank: u32, bytes: &Range<usize>) -> bool {
-        let window = self.window_of(rank);
-        bytes.start < window.end && window.start < bytes.end
+    /// Whether `from` has to show `to` anything of its contribution, if there is anything: what a rank gives itself it
+    /// need not show.
+    pub fn gives(&self, from: u32, to: u32) -> bool {
+        from != to && self.contributors.contains(from) && self.consumers.contains(to)
     }
 
     /// Bytes that `rank` reads from its `send`.

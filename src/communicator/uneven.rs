@@ -1,9 +1,8 @@
 //! Calls whose parts differ in size from rank to rank: the v-forms, over the lanes of the [`Exchange`].
 //!
-//! What a rank contributes is one line of bytes, the parts for all ranks one after the other, wherever they lie in its
-//! memory; and everybody knows where in everybody's line its own part, its *window*, begins. Then it goes as in the
-//! exchange: the lines are cut into chunks, step `i` is about chunk `i` of everybody's, a rank publishes ahead and takes
-//! step by step what of the chunks lies in its windows.
+//! Everybody knows how much everybody takes of everybody, its *window*; then it goes as in the exchange: the windows are
+//! cut into pieces of one size, step `i` is about piece `i` of each that is so long, a rank publishes ahead and takes step
+//! by step what it finds for itself.
 //!
 //! In all_gather_v and reduce_scatter_v all ranks name the same counts, of which the meeting compares a digest. In
 //! all_to_all_v each rank knows only what it sends and what it expects; so the ranks first gather each other's
@@ -13,7 +12,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::{
     Call, Descriptor, Meeting, Pattern, Progress, Ranks, copy,
-    exchange::{Exchange, Lanes},
+    exchange::{Cut, Exchange, Lanes, Piece, STREAMED},
     reduce,
 };
 use crate::{
@@ -78,15 +77,15 @@ pub struct Parts {
     mine: Vec<u64>,
     /// Everybody's `mine`, one after the other.
     all: Vec<u64>,
-    /// Of each rank's line, one after the other, where the ranks' windows begin, and the end. Known once they move.
-    lines: Vec<usize>,
+    /// How the windows are cut, once they move.
+    cut: Option<Cut>,
+    /// Whether the result is placed past the caches.
+    streams: bool,
     /// The count at which this call's steps begin.
     base: u64,
     steps: u64,
     published: u64,
     consumed: u64,
-    /// A chunk put together from several parts.
-    packed: Vec<u8>,
     sources: Vec<*const u8>,
 }
 
@@ -125,12 +124,12 @@ impl Parts {
             stage: Stage::Meeting,
             mine: Vec::new(),
             all: Vec::new(),
-            lines: Vec::new(),
+            cut: None,
+            streams: false,
             base: 0,
             steps: 0,
             published: 0,
             consumed: 0,
-            packed: Vec::new(),
             sources: Vec::new(),
         }
     }
@@ -140,6 +139,7 @@ impl Parts {
         self.call = call;
         self.sequence = sequence;
         self.stage = Stage::Meeting;
+        self.cut = None;
         (self.base, self.steps, self.published, self.consumed) = (0, 0, 0, 0);
     }
 
@@ -175,12 +175,14 @@ impl Parts {
             Stage::Counts => exchange.awaits(rank),
             Stage::Moving => {
                 let lanes = &mut exchange.lanes;
-                let (step, most) = (self.consumed, lanes.chunk());
-                let length = self.chunk(most, rank, step).len();
+                let taken = self.taken(rank, me, self.consumed);
                 let for_data = self.consumed < self.steps
-                    && self.takes(most, rank, me, step)
-                    && !matches!(lanes.published(rank, self.base + step, length), Ok(Some(_)));
-                let needed = self.published < self.steps && self.takes(most, me, rank, self.published);
+                    && !taken.is_empty()
+                    && !matches!(
+                        lanes.published(rank, self.base + self.consumed, self.at(rank, me), taken.len()),
+                        Ok(Some(_))
+                    );
+                let needed = !self.taken(me, rank, self.published).is_empty();
                 let for_room =
                     self.published < self.steps && lanes.denies_room(rank, self.base + self.published, needed);
                 for_data || for_room || !lanes.is_settled(rank)
@@ -252,43 +254,25 @@ impl Parts {
         })
     }
 
-    /// Where the windows begin in everybody's line.
-    fn lay_out(&mut self) {
-        let size = self.size() as usize;
-        let mut lines = std::mem::take(&mut self.lines);
-        lines.clear();
-        for rank in 0..size {
-            let mut end = 0;
-            lines.push(end);
-            for of in 0..size {
-                match self.call.descriptor.collective {
-                    // Everybody's window is all of the line, which is as long as the part it becomes.
-                    Collective::AllGatherV => end = self.call.recv_parts[rank].bytes,
-                    Collective::ReduceScatterV => end += self.call.send_parts[of].bytes,
-                    _ => end += self.row(rank)[of] as usize,
-                }
-                lines.push(end);
-            }
-        }
-        self.lines = lines;
-    }
-
-    /// A rank's line: where the windows begin, and the end.
-    fn line(&self, rank: u32) -> &[usize] {
-        let marks = self.size() as usize + 1;
-        &self.lines[marks * rank as usize..marks * (rank as usize + 1)]
-    }
-
     /// Begins to move the parts, whose sizes all ranks know.
     fn move_parts<L: Lanes>(&mut self, exchange: &mut Exchange<L>) {
-        self.lay_out();
         self.stage = Stage::Moving;
-        let longest = (0..self.size()).filter_map(|rank| self.line(rank).last()).max().copied().unwrap_or(0);
-        self.steps = longest.div_ceil(exchange.lanes.chunk()) as u64;
+        let cut = Cut::new(&exchange.lanes, self.size(), self.call.descriptor.collective != Collective::AllGatherV);
+        self.cut = Some(cut);
+        let ranks = 0..self.size();
+        let pairs = ranks.clone().flat_map(|from| ranks.clone().map(move |of| (from, of)));
+        let moved = pairs.filter(|(from, of)| self.moves(*from, *of));
+        let longest = moved.map(|(from, of)| self.window(from, of)).max().unwrap_or(0);
+        self.steps = cut.steps(longest);
         self.base = exchange.reserve(self.steps);
-        if self.call.descriptor.collective != Collective::ReduceScatterV {
+        self.streams = self.call.recv_parts.iter().map(|part| part.bytes).sum::<usize>() >= STREAMED;
+        if !self.reduces() {
             self.keep_own();
         }
+    }
+
+    fn reduces(&self) -> bool {
+        self.call.descriptor.collective == Collective::ReduceScatterV
     }
 
     /// Copies what this rank gives itself.
@@ -299,7 +283,7 @@ impl Parts {
         unsafe {
             let (from, to) = (self.call.send.add(from.start), self.call.recv.add(to.start));
             if !std::ptr::eq(from, to) {
-                copy::copy(from, to, self.call.recv_parts[me].bytes);
+                copy::copy_by(self.streams, from, to, self.call.recv_parts[me].bytes);
             }
         }
     }
@@ -310,7 +294,7 @@ impl Parts {
         loop {
             let before = (self.published, self.consumed);
             while self.published < self.steps && self.published < self.consumed + AHEAD && self.publish(lanes) {}
-            // A chunk of this rank's own is published before the result may overwrite it in place.
+            // A piece of this rank's own is published before the result may overwrite it in place.
             if self.consumed < self.published {
                 self.consume(lanes)?;
             }
@@ -326,98 +310,73 @@ impl Parts {
         }
     }
 
-    /// Rank `of`'s window in the line of rank `from`.
-    fn window(&self, from: u32, of: u32) -> Range<usize> {
-        let line = self.line(from);
+    /// Bytes of `from`'s contribution that rank `of` takes.
+    fn window(&self, from: u32, of: u32) -> usize {
+        let (from, of) = (from as usize, of as usize);
         match self.call.descriptor.collective {
-            Collective::AllGatherV => 0..line[1],
-            _ => line[of as usize]..line[of as usize + 1],
+            // Everybody's window is the part that it becomes.
+            Collective::AllGatherV => self.call.recv_parts[from].bytes,
+            Collective::ReduceScatterV => self.call.send_parts[of].bytes,
+            _ => self.row(from)[of] as usize,
         }
     }
 
-    /// The bytes of `rank`'s line that a step is about, in chunks of `most` bytes.
-    fn chunk(&self, most: usize, rank: u32, step: u64) -> Range<usize> {
-        let end = self.line(rank).last().copied().unwrap_or(0);
-        let start = step as usize * most;
-        start.min(end)..(start + most).min(end)
+    /// Whether that goes step by step: what a rank keeps is copied at once.
+    fn moves(&self, from: u32, of: u32) -> bool {
+        from != of || self.reduces()
     }
 
-    /// What rank `of` takes of `from`'s chunk in a step, as a range of the line.
-    fn taken(&self, most: usize, from: u32, of: u32, step: u64) -> Range<usize> {
-        let (chunk, window) = (self.chunk(most, from, step), self.window(from, of));
-        chunk.start.max(window.start)..chunk.end.min(window.end)
+    /// What rank `of` takes in a step of its window in `from`'s contribution.
+    fn taken(&self, from: u32, of: u32, step: u64) -> Range<usize> {
+        match self.cut {
+            Some(cut) if self.moves(from, of) => cut.range(self.window(from, of), step),
+            _ => 0..0,
+        }
     }
 
-    fn takes(&self, most: usize, from: u32, of: u32, step: u64) -> bool {
-        from != of && !self.taken(most, from, of, step).is_empty()
+    /// Where that lies in `from`'s chunk.
+    fn at(&self, from: u32, of: u32) -> usize {
+        self.cut.map_or(0, |cut| cut.at(from, of))
+    }
+
+    /// What this rank shows another in a step.
+    fn piece(&self, to: u32, step: u64) -> Option<Piece> {
+        let me = self.members.rank();
+        let taken = self.taken(me, to, step);
+        let start = self.call.send_parts[to as usize].start + taken.start;
+        let piece = || Piece { bytes: self.call.send.wrapping_add(start), length: taken.len(), at: self.at(me, to) };
+        (to != me && !taken.is_empty()).then(piece)
     }
 
     /// Publishes the next step if there is room, and says whether there was. What nobody takes is passed over.
     fn publish<L: Lanes>(&mut self, lanes: &mut L) -> bool {
-        let (me, step, most) = (self.members.rank(), self.published, lanes.chunk());
-        if (0..self.size()).any(|rank| self.takes(most, me, rank, step)) {
-            if !lanes.has_room(self.base + step, |rank| self.takes(most, me, rank, step)) {
+        let step = self.published;
+        let piece = |rank| self.piece(rank, step);
+        if (0..self.size()).any(|rank| piece(rank).is_some()) {
+            if !lanes.has_room(self.base + step, |rank| piece(rank).is_some()) {
                 return false;
             }
-            let chunk = self.chunk(most, me, step);
-            let bytes = self.gather(&chunk);
-            // SAFETY: the bytes are readable for the chunk, and there is room.
-            unsafe { lanes.publish(self.base + step, bytes, chunk.len(), |rank| self.takes(most, me, rank, step)) };
+            // SAFETY: the pieces lie in the parts of `send`, by the promise of the call's maker, and there is room.
+            unsafe { lanes.publish(self.base + step, piece) };
         }
         self.published += 1;
         true
     }
 
-    /// Where these bytes of this rank's line lie in one piece, which may have to be made.
-    fn gather(&mut self, range: &Range<usize>) -> *const u8 {
-        let me = self.members.rank() as usize;
-        if self.call.descriptor.collective == Collective::AllGatherV {
-            // SAFETY: inside the part of `send`, by the promise of the call's maker.
-            return unsafe { self.call.send.add(self.call.send_parts[me].start + range.start) };
-        }
-        let mut packed = std::mem::take(&mut self.packed);
-        packed.clear();
-        let mut whole = None;
-        for (part, window) in self.call.send_parts.iter().zip(self.line(me as u32).windows(2)) {
-            let taken = range.start.max(window[0])..range.end.min(window[1]);
-            if taken.is_empty() {
-                continue;
-            }
-            // SAFETY: as above.
-            let piece = unsafe { self.call.send.add(part.start + taken.start - window[0]) };
-            if taken == *range {
-                whole = Some(piece);
-                break;
-            }
-            // SAFETY: as above, for the bytes of the part that are taken.
-            packed.extend_from_slice(unsafe { std::slice::from_raw_parts(piece, taken.len()) });
-        }
-        self.packed = packed;
-        whole.unwrap_or(self.packed.as_ptr())
-    }
-
     /// Consumes the next step if all that this rank takes of it is there.
     fn consume<L: Lanes>(&mut self, lanes: &mut L) -> Result<()> {
-        let (me, step, most) = (self.members.rank(), self.consumed, lanes.chunk());
-        let reduces = self.call.descriptor.collective == Collective::ReduceScatterV;
+        let (me, step) = (self.members.rank(), self.consumed);
         self.sources.clear();
         let mut took = Ranks::None;
         for from in 0..self.size() {
-            let taken = self.taken(most, from, me, step);
-            if taken.is_empty() || from == me && !reduces {
+            let taken = self.taken(from, me, step);
+            if taken.is_empty() {
                 continue;
             }
-            let chunk = self.chunk(most, from, step);
             let source = match from == me {
-                true => {
-                    let offset = self.call.send_parts[me as usize].start + taken.start - self.window(me, me).start;
-                    // SAFETY: inside this rank's part of `send`. In place, it has not been overwritten yet.
-                    Some(unsafe { self.call.send.add(offset) })
-                }
-                // SAFETY: what is taken lies inside the chunk.
-                false => lanes
-                    .published(from, self.base + step, chunk.len())?
-                    .map(|at| unsafe { at.add(taken.start - chunk.start) }),
+                // In place, it has not been overwritten yet.
+                true => Some(self.call.send.wrapping_add(self.call.send_parts[me as usize].start + taken.start)),
+                false => lanes.published(from, self.base + step, self.at(from, me), taken.len())?,
             };
             let Some(source) = source else { return Ok(()) };
             self.sources.push(source);
@@ -426,42 +385,42 @@ impl Parts {
             }
         }
         self.sources.iter().for_each(|source| reads(*source));
-        if reduces {
-            self.reduce(most, step);
+        if self.reduces() {
+            self.reduce(step);
         } else {
-            self.place(most, step);
+            self.place(step);
         }
         self.consumed += 1;
         lanes.finish(self.base + step + 1, took);
         Ok(())
     }
 
-    fn reduce(&mut self, most: usize, step: u64) {
+    fn reduce(&mut self, step: u64) {
         let me = self.members.rank();
-        let taken = self.taken(most, me, me, step);
+        let taken = self.taken(me, me, step);
         if taken.is_empty() {
             return;
         }
         let Descriptor { dtype, op, .. } = self.call.descriptor;
-        let at = self.call.recv_parts[me as usize].start + taken.start - self.window(me, me).start;
-        // SAFETY: every source is readable for what is taken, which is alike in all lines; the result has room for this
-        // rank's window. Chunks are multiples of 8 bytes and windows of an element, so whole elements are taken.
+        let at = self.call.recv_parts[me as usize].start + taken.start;
+        // SAFETY: every source is readable for what is taken, which is alike in all contributions; the result has room for
+        // this rank's window. Pieces are multiples of 8 bytes and windows of an element, so whole elements are taken.
         unsafe { reduce::reduce(dtype, op, &self.sources, self.call.recv.add(at), taken.len() / dtype.size()) };
     }
 
-    fn place(&mut self, most: usize, step: u64) {
+    fn place(&mut self, step: u64) {
         let me = self.members.rank();
         let mut sources = self.sources.iter();
-        for from in (0..self.size()).filter(|from| *from != me) {
-            let taken = self.taken(most, from, me, step);
+        for from in 0..self.size() {
+            let taken = self.taken(from, me, step);
             if taken.is_empty() {
                 continue;
             }
             let Some(source) = sources.next() else { return };
-            let at = self.call.recv_parts[from as usize].start + taken.start - self.window(from, me).start;
+            let at = self.call.recv_parts[from as usize].start + taken.start;
             // SAFETY: the source is readable for what is taken; the part that `from` fills has room for the whole window,
             // since the counts were compared.
-            unsafe { copy::copy(*source, self.call.recv.add(at), taken.len()) };
+            unsafe { copy::copy_by(self.streams, *source, self.call.recv.add(at), taken.len()) };
         }
     }
 }

@@ -179,13 +179,15 @@ impl Group {
         let _ = self.tag.set(tag);
     }
 
-    /// A place at the end of a line, which is for things of this rank that have to come one after the other.
-    pub fn line_up(self: &Arc<Self>, line: (u32, u32)) -> Turn {
+    /// A place at the end of a line, which is for things of this rank that have to come one after the other; `enter` is what
+    /// puts them in that order. Nobody else lines up meanwhile, so the two orders are one.
+    pub fn line_up<T>(self: &Arc<Self>, line: (u32, u32), enter: impl FnOnce() -> Result<T>) -> Result<(Turn, T)> {
         let mut lines = self.lines();
+        let entered = enter()?;
         let number = lines.next;
         lines.next += 1;
         lines.lines.entry(line).or_default().push_back(number);
-        Turn { group: self.clone(), line, number }
+        Ok((Turn { group: self.clone(), line, number }, entered))
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {

@@ -44,7 +44,7 @@ use crate::{
     communicator::{
         Algorithm, Call, Capabilities, Carries, Communicator, Descriptor, Meeting, Parts, Pattern, Placement, Progress,
         Provider, Ranks, Row, Task, Uneven, Way,
-        exchange::{Exchange, Lanes},
+        exchange::{Exchange, Lanes, Piece},
         post::Post,
     },
     dtype::{COLLECTIVES, Collective, OPS, REDUCIBLE},
@@ -120,6 +120,9 @@ impl Provider for Shm {
         }
         if let Some(why) = members.unshared() {
             return Err(format!("no memory could be shared: {why}"));
+        }
+        if members.size() > segment::MOST_RANKS {
+            return Err(format!("the ranks are more than {}", segment::MOST_RANKS));
         }
         let mut capabilities = Capabilities::new(&COLLECTIVES, &REDUCIBLE, &OPS);
         capabilities.placement = Placement::Both;
@@ -329,8 +332,8 @@ impl Communicator for Communication {
 }
 
 impl Lanes for Segment {
-    fn chunk(&self) -> usize {
-        segment::CHUNK
+    fn piece(&self, side_by_side: u32) -> usize {
+        piece(side_by_side)
     }
 
     fn denies_room(&mut self, rank: u32, step: u64, _needed: bool) -> bool {
@@ -341,13 +344,20 @@ impl Lanes for Segment {
         self.ring_has_room(step)
     }
 
-    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, _needs: impl Fn(u32) -> bool) {
-        // SAFETY: passed on.
-        unsafe { self.ring_publish(step, bytes, length) }
+    unsafe fn publish(&mut self, step: u64, piece: impl Fn(u32) -> Option<Piece>) {
+        let mut last = None;
+        for piece in (0..self.size()).filter_map(piece) {
+            // What all take is written once.
+            if last.replace(piece) != Some(piece) {
+                // SAFETY: passed on; what `Lanes::piece` allows fits.
+                unsafe { self.ring_write(step, piece) };
+            }
+        }
+        self.counter_publish(step + 1);
     }
 
-    fn published(&mut self, rank: u32, step: u64, _length: usize) -> Result<Option<*const u8>> {
-        Ok(self.ring_published(rank, step))
+    fn published(&mut self, rank: u32, step: u64, at: usize, _length: usize) -> Result<Option<*const u8>> {
+        Ok(self.ring_published(rank, step).map(|chunk| chunk.wrapping_add(at)))
     }
 
     fn finish(&mut self, steps: u64, _contributors: Ranks) {
@@ -356,5 +366,26 @@ impl Lanes for Segment {
 
     fn is_settled(&mut self, _rank: u32) -> bool {
         true
+    }
+}
+
+/// The largest piece where a staging slot holds so many side by side.
+fn piece(side_by_side: u32) -> usize {
+    let most = segment::CHUNK / side_by_side.max(1) as usize;
+    // Each begins at a cache line of its own where so many fit.
+    if most >= 64 { most / 64 * 64 } else { (most / 8 * 8).max(8) }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_pieces_as_there_are_other_ranks_fit_a_staging_slot() {
+        for others in 1..segment::MOST_RANKS {
+            let piece = piece(others);
+            assert!(piece >= 8 && piece.is_multiple_of(if piece < 64 { 8 } else { 64 }));
+            assert!(others as usize * piece <= segment::CHUNK);
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     },
     communicator::{
         Call, Communicator, Descriptor, Meeting, Pattern, Progress, Ranks, Way,
-        exchange::{Exchange, Lanes},
+        exchange::{Exchange, Lanes, Piece},
     },
     dtype::{Collective, DType, Op},
     sync::{
@@ -237,14 +237,14 @@ struct Start(*mut u8);
 // SAFETY: used by that rank's thread alone.
 unsafe impl Send for Start {}
 
-/// The ring with chunks of one element; `early`: how many steps too early a slot is taken to be free.
+/// The ring with pieces of one element; `early`: how many steps too early a slot is taken to be free.
 struct Small {
     segment: Segment,
     early: u64,
 }
 
 impl Lanes for Small {
-    fn chunk(&self) -> usize {
+    fn piece(&self, _side_by_side: u32) -> usize {
         ELEMENT
     }
 
@@ -256,13 +256,13 @@ impl Lanes for Small {
         self.segment.has_room(step.saturating_sub(self.early), needs)
     }
 
-    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, needs: impl Fn(u32) -> bool) {
+    unsafe fn publish(&mut self, step: u64, piece: impl Fn(u32) -> Option<Piece>) {
         // SAFETY: passed on.
-        unsafe { self.segment.publish(step, bytes, length, needs) }
+        unsafe { self.segment.publish(step, piece) }
     }
 
-    fn published(&mut self, rank: u32, step: u64, length: usize) -> crate::error::Result<Option<*const u8>> {
-        self.segment.published(rank, step, length)
+    fn published(&mut self, rank: u32, step: u64, at: usize, length: usize) -> crate::error::Result<Option<*const u8>> {
+        self.segment.published(rank, step, at, length)
     }
 
     fn finish(&mut self, steps: u64, contributors: Ranks) {

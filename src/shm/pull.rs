@@ -256,20 +256,22 @@ impl Pull {
     /// Takes the next stretch of this rank's window, or of its slice; says whether that was the last.
     fn read(&mut self, room: &mut Room) -> bool {
         let whole = match self.shots {
-            Shots::One => self.pattern.window.clone(),
+            Shots::One => 0..self.pattern.window.len(),
             Shots::Two => self.slice(self.members.rank()),
         };
         let start = whole.start + self.taken;
         let range = start..(start + TURN).min(whole.end);
+        // A slice is one of the only window that there is.
+        let at = self.pattern.window.start + range.start;
         room.sources.clear();
         // SAFETY: each contribution is `pattern.length` bytes long; its header was seen, and its rank returns only after
         // this one has let go.
-        room.sources.extend(room.contributions.iter().map(|start| unsafe { start.add(range.start) }));
+        room.sources.extend(room.contributions.iter().map(|start| unsafe { start.add(at) }));
         // SAFETY: as above; `recv` is writable for what the pattern says. Two shots write this rank's slice alone, whose
         // contributions nobody else reads.
         unsafe {
             match self.shots {
-                Shots::One => exchange::apply(&self.call, &self.pattern, &range, &mut room.sources),
+                Shots::One => exchange::apply(&self.call, &self.pattern, &range, &room.sources),
                 Shots::Two => {
                     let Descriptor { dtype, op, .. } = self.call.descriptor;
                     room.sources.iter().for_each(|source| reads(*source));

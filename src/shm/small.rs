@@ -133,16 +133,17 @@ impl Small {
         }
         scratch.sources.clear();
         for rank in (0..segment.size()).filter(|rank| pattern.contributors.contains(*rank)) {
-            scratch.sources.push(match self.carrier {
+            let contribution = match self.carrier {
                 _ if rank == me => call.send,
                 Carrier::Line => members.board().payload(rank, sequence),
                 Carrier::Lines => scratch.lines[rank as usize].as_ptr().cast(),
                 Carrier::Slot => segment.slot_of(rank, sequence),
-            });
+            };
+            scratch.sources.push(contribution.wrapping_add(pattern.window.start));
         }
         // SAFETY: each header was posted after its rank had filled its line or slot, which is overwritten no sooner than
         // this rank posts its next call but one; lines were gathered. `send` and `recv` are as the call's maker promised.
-        unsafe { exchange::apply(call, pattern, &(0..pattern.length), &mut scratch.sources) };
+        unsafe { exchange::apply(call, pattern, &(0..pattern.part), &scratch.sources) };
         Ok(Progress::Done)
     }
 

@@ -22,7 +22,7 @@ use std::{ops::Range, sync::Arc};
 use super::segment::{CHUNK, Segment};
 use crate::{
     bootstrap::Members,
-    communicator::{Call, Meeting, Progress, copy, reduce},
+    communicator::{Call, Meeting, Progress, copy, exchange::Piece, reduce},
     error::Result,
     sync::reads,
 };
@@ -96,20 +96,20 @@ impl TwoShot {
         if !self.published.is_multiple_of(2) || self.published == steps || self.published > self.finished + 1 {
             return;
         }
-        if !segment.ring_has_room(self.base + self.published) {
+        let step = self.base + self.published;
+        if !segment.ring_has_room(step) {
             return;
         }
         let block = self.block(self.published / 2);
         let mine = self.slice(&block, self.members.rank());
-        // SAFETY: the block lies in `send`, which the call's maker promised to be readable, and there is room.
-        unsafe {
-            let from = self.call.send.add(block.start);
-            segment.ring_publish_parts(
-                self.base + self.published,
-                from,
-                &[0..mine.start - block.start, mine.end - block.start..block.len()],
-            );
+        for part in [block.start..mine.start, mine.end..block.end] {
+            // SAFETY: the block lies in `send`, which the call's maker promised to be readable, and there is room.
+            unsafe {
+                let bytes = self.call.send.add(part.start);
+                segment.ring_write(step, Piece { bytes, length: part.len(), at: part.start - block.start });
+            }
         }
+        segment.counter_publish(step + 1);
         self.published += 1;
     }
 
@@ -146,8 +146,9 @@ impl TwoShot {
         unsafe {
             let to = self.call.recv.add(mine.start);
             reduce::reduce(descriptor.dtype, descriptor.op, sources, to, mine.len() / descriptor.dtype.size());
-            segment.ring_publish(step, to, mine.len());
+            segment.ring_write(step, Piece { bytes: to, length: mine.len(), at: 0 });
         }
+        segment.counter_publish(step + 1);
         self.published += 1;
         self.finished += 1;
         segment.ring_finish(self.base + self.finished);

@@ -1,7 +1,7 @@
 //! The sockets communicator: over the connections of the control plane.
 //!
 //! It is plain, correct on any hosts, and not meant to be fast: the last resort, and what remains where memory
-//! cannot be shared. It is the plain [`Exchange`], with chunks as messages.
+//! cannot be shared. It is the plain [`Exchange`], with pieces as messages.
 //!
 //! A rank keeps at most [`WINDOW`] chunks on the way to a peer, and sends nothing that the peer does not take. So a
 //! peer that has not yet entered the call holds a few chunks in its mailbox and never more, and one that has what
@@ -23,7 +23,7 @@ use crate::{
     communicator::{
         Algorithm, Call, Capabilities, Carries, Communicator, Meeting, Parts, Pattern, Placement, Progress, Provider,
         Ranks, Row, Task, Uneven, Way,
-        exchange::{Exchange, Lanes, protocol_error},
+        exchange::{Exchange, Lanes, Piece, protocol_error},
         post::Post,
     },
     dtype::{COLLECTIVES, Collective, OPS, REDUCIBLE},
@@ -186,7 +186,8 @@ impl Messages {
 }
 
 impl Lanes for Messages {
-    fn chunk(&self) -> usize {
+    fn piece(&self, _side_by_side: u32) -> usize {
+        // Every rank is sent its own piece alone.
         CHUNK
     }
 
@@ -202,16 +203,17 @@ impl Lanes for Messages {
         !(0..self.members.size()).any(|rank| self.denies_room(rank, step, needs(rank)))
     }
 
-    unsafe fn publish(&mut self, step: u64, bytes: *const u8, length: usize, needs: impl Fn(u32) -> bool) {
-        // SAFETY: readable, as the caller promises.
-        let body = unsafe { std::slice::from_raw_parts(bytes, length) };
-        for rank in (0..self.members.size()).filter(|rank| needs(*rank)) {
+    unsafe fn publish(&mut self, step: u64, piece: impl Fn(u32) -> Option<Piece>) {
+        for rank in 0..self.members.size() {
+            let Some(piece) = piece(rank) else { continue };
+            // SAFETY: readable, as the caller promises.
+            let body = unsafe { std::slice::from_raw_parts(piece.bytes, piece.length) };
             self.on_the_way[rank as usize].push_back(step);
             self.send(rank, step, body);
         }
     }
 
-    fn published(&mut self, rank: u32, step: u64, length: usize) -> Result<Option<*const u8>> {
+    fn published(&mut self, rank: u32, step: u64, _at: usize, length: usize) -> Result<Option<*const u8>> {
         self.gather(rank);
         let queue = &mut self.arrived[rank as usize];
         while queue.front().is_some_and(|(of, _)| *of < step) {

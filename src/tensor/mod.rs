@@ -187,9 +187,9 @@ impl Dict {
         let letter = unsafe {
             Letter::receive(options.peer, options.manifest_tag(), DType::Bytes, first.at(0, FIRST), FIRST as u64)
         };
-        let turn = Some(group.line_up((options.peer, options.tag)));
-        let request = group.post(letter, options.timeout)?;
-        Ok(Self::new(group, options, false, State::Awaited { request, first, turn }))
+        let post = || group.post(letter, options.timeout);
+        let (turn, request) = group.line_up((options.peer, options.tag), post)?;
+        Ok(Self::new(group, options, false, State::Awaited { request, first, turn: Some(turn) }))
     }
 
     /// Starts to broadcast: the root its tensors, all others to receive them. Collective. Every rank must wait for it before
