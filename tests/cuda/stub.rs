@@ -12,7 +12,7 @@ use std::{
 use libloading::os::unix::{Library, RTLD_NOW, Symbol};
 
 /// No test may take longer.
-const WATCHDOG: Duration = Duration::from_secs(100);
+const WATCHDOG: Duration = Duration::from_secs(240);
 
 /// Whether the tests are to run on a card instead: where there are fewer than two, all ranks share the first.
 pub(crate) fn on_card() -> bool {
