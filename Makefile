@@ -16,7 +16,7 @@ ARCH    := $(shell uname -m)
 GLIBC   := 2.28
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo perf bench transfer-bench check test gpu-test gpu-bench test-release test-torch release install uninstall clean
+.PHONY: help build demo perf bench transfer-bench host-bench check test gpu-test gpu-bench test-release test-torch release install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: build ## measure beside Open MPI, MPICH, Intel MPI and oneCCL, which it i
 transfer-bench: ## plan a model of 10^12 parameters; move tensors beside plain messages and gather-then-broadcast
 	@$(CARGO) bench --locked --bench transfer_plan
 	@$(CARGO) bench --locked --bench transfer
+
+host-bench: ## what the host does for a call of a CUDA group, on a stub of the driver: no card needed
+	@$(CARGO) bench --locked --bench cuda_host
 
 check: ## format, lints and unit tests: what to run before every commit
 	@tests/run check

@@ -2,10 +2,15 @@
 //!
 //! Each row is one size: a graph of [`CALLS`] calls for each rank, all graphs launched together, [`ROUNDS`] times after
 //! [`WARM_UPS`]; the time of a round ends with the last rank, so it is the maximum over ranks, and the row has the median
-//! over rounds, per call. Beside it the same graph with bare launches of an empty kernel, and with copies of the same
-//! bytes in device memory: what no all_reduce can beat. `cargo bench --bench cuda`, through `make gpu-bench`.
+//! over rounds, per call. Beside it the same graph with bare launches of an empty kernel, with copies of the same bytes in
+//! device memory, what no all_reduce can beat, and for two ranks NCCL's all_reduce (`cuda/nccl.rs`), where there is one
+//! that can have both on a device. `cargo bench --bench cuda`, through `make gpu-bench`.
+
+#[path = "cuda/nccl.rs"]
+mod nccl;
 
 use std::{
+    collections::BTreeMap,
     ffi::{CStr, c_void},
     ptr,
     sync::Arc,
@@ -18,7 +23,7 @@ use tutti::{
     config::{Timeout, WorldOptions},
     cuda::{
         device::Device,
-        driver::{Driver, Function, LaunchConfig, Stream},
+        driver::{Address, Driver, Function, LaunchConfig, Stream},
     },
     dispatch::Format,
     dtype::{Collective, DType, Op},
@@ -39,18 +44,29 @@ fn main() {
         Err(error) => return println!("# skipped: {error}"),
     };
     let _entered = device.enter().expect("the device's context");
+    if nccl::is_wanted() {
+        return nccl::measure(device);
+    }
+    let beside = nccl::times().unwrap_or_else(|why| {
+        println!("# NCCL is skipped: {why}");
+        BTreeMap::new()
+    });
     let nothing = empty_kernel(device.driver);
-    println!("world\tbytes\tserved_by\tcall_us\tbare_launch_us\tcopy_us");
+    println!("world\tbytes\tserved_by\tcall_us\tbare_launch_us\tcopy_us\tnccl_us");
     for world in [2, 4, 8] {
-        measure(device, nothing, world);
+        measure(device, nothing, world, &beside);
     }
 }
 
-fn measure(device: &'static Device, nothing: Function, world: usize) {
+/// Powers of two from 8 to [`MOST`] bytes.
+fn sizes() -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(8), |bytes| Some(bytes * 2)).take_while(|bytes| *bytes <= MOST)
+}
+
+fn measure(device: &'static Device, nothing: Function, world: usize, nccl: &BTreeMap<usize, f64>) {
     let groups = Group::world_local(world as u32, Some(&vec![0; world]), WorldOptions::default()).expect("a world");
     let ranks: Vec<Rank> = groups.into_iter().map(|group| Rank::new(device, group)).collect();
-    let mut bytes = 8;
-    while bytes <= MOST {
+    for bytes in sizes() {
         let what = Descriptor {
             collective: Collective::AllReduce,
             dtype: DType::Float32,
@@ -61,18 +77,20 @@ fn measure(device: &'static Device, nothing: Function, world: usize) {
         };
         let told = ranks[0].group.explain(&what, Format::Text).expect("an explanation");
         let server = told.split("served by ").nth(1).and_then(|rest| rest.split(':').next()).unwrap_or("?").to_owned();
-        let calls = time(&ranks, |rank| {
+        let streams: Vec<Stream> = ranks.iter().map(|rank| rank.stream).collect();
+        let time = |body: &dyn Fn(&Rank)| replayed(&streams, |index| body(&ranks[index]));
+        let calls = time(&|rank| {
             let call = Call { stream: rank.stream, ..Call::new(what, rank.send as *const u8, rank.recv as *mut u8) };
             rank.group.run(call, Timeout::Default).expect("a call");
         });
-        let launches = time(&ranks, |rank| launch(device.driver, nothing, rank.stream));
-        let copies = time(&ranks, |rank| {
+        let launches = time(&|rank| launch(device.driver, nothing, rank.stream));
+        let copies = time(&|rank| {
             // SAFETY: both buffers have room for the largest call.
             unsafe { device.driver.memcpy_async(rank.recv, rank.send, bytes, rank.stream) }.expect("a copy");
         });
-        println!("{world}\t{bytes}\t{server}\t{calls:.2}\t{launches:.2}\t{copies:.2}");
+        let beside = nccl.get(&bytes).filter(|_| world == nccl::RANKS).map_or("-".to_owned(), |us| format!("{us:.2}"));
+        println!("{world}\t{bytes}\t{server}\t{calls:.2}\t{launches:.2}\t{copies:.2}\t{beside}");
         ranks.iter().for_each(|rank| rank.group.check().expect("the group lives"));
-        bytes *= 4;
     }
 }
 
@@ -80,40 +98,54 @@ fn measure(device: &'static Device, nothing: Function, world: usize) {
 struct Rank {
     group: Arc<Group>,
     stream: Stream,
-    send: u64,
-    recv: u64,
+    send: Address,
+    recv: Address,
 }
 
 impl Rank {
     fn new(device: &'static Device, group: Arc<Group>) -> Self {
-        let (mut stream, mut send, mut recv) = (ptr::null_mut(), 0, 0);
-        // SAFETY: everything is writable; the process ends before any of it is given back.
-        unsafe {
-            device.driver.stream_create(&mut stream, 1).expect("a stream");
-            device.driver.mem_alloc(&mut send, MOST).expect("memory");
-            device.driver.mem_alloc(&mut recv, MOST).expect("memory");
-            device.driver.memset_async(send, 0, MOST, stream).expect("zeros");
-            device.driver.stream_synchronize(stream).expect("zeros");
-        }
+        let (stream, send, recv) = room(device);
         Rank { group, stream, send, recv }
     }
 }
 
-/// Microseconds of one of the things that `body` puts on a rank's stream: the median over rounds.
-fn time(ranks: &[Rank], body: impl Fn(&Rank)) -> f64 {
-    let graphs: Vec<*mut c_void> =
-        ranks.iter().map(|rank| capture(rank.stream, || (0..CALLS).for_each(|_| body(rank)))).collect();
+/// A stream, and two buffers with room for the largest call.
+fn room(device: &Device) -> (Stream, Address, Address) {
+    let (mut stream, mut send, mut recv) = (ptr::null_mut(), 0, 0);
+    // SAFETY: everything is writable; the process ends before any of it is given back.
+    unsafe {
+        device.driver.stream_create(&mut stream, 1).expect("a stream");
+        device.driver.mem_alloc(&mut send, MOST).expect("memory");
+        device.driver.mem_alloc(&mut recv, MOST).expect("memory");
+        device.driver.memset_async(send, 0, MOST, stream).expect("zeros");
+        device.driver.stream_synchronize(stream).expect("zeros");
+    }
+    (stream, send, recv)
+}
+
+/// Microseconds of one of the things that `body` puts on the stream of a number: the median over rounds.
+fn replayed(streams: &[Stream], body: impl Fn(usize)) -> f64 {
+    let graphs: Vec<*mut c_void> = streams
+        .iter()
+        .enumerate()
+        .map(|(index, stream)| capture(*stream, || (0..CALLS).for_each(|_| body(index))))
+        .collect();
+    launched(streams, &graphs)
+}
+
+/// The same for graphs of [`CALLS`] such things, one for each stream.
+fn launched(streams: &[Stream], graphs: &[*mut c_void]) -> f64 {
     let launch: Symbol<unsafe extern "C" fn(*mut c_void, Stream) -> i32> = symbol(c"cuGraphLaunch");
     let driver = Driver::get().expect("the driver");
     let round = || {
         let start = Instant::now();
-        for (rank, graph) in ranks.iter().zip(&graphs) {
+        for (stream, graph) in streams.iter().zip(graphs) {
             // SAFETY: the graph and the stream live.
-            assert_eq!(unsafe { launch(*graph, rank.stream) }, 0);
+            assert_eq!(unsafe { launch(*graph, *stream) }, 0);
         }
-        for rank in ranks {
+        for stream in streams {
             // SAFETY: as above.
-            unsafe { driver.stream_synchronize(rank.stream) }.expect("the round ends");
+            unsafe { driver.stream_synchronize(*stream) }.expect("the round ends");
         }
         start.elapsed()
     };

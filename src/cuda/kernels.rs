@@ -10,7 +10,7 @@ use std::{
 use super::{device::Device, driver, params::MAX_THREADS};
 use crate::{
     dtype::{Collective, DType},
-    error::Result,
+    error::{Error, Result},
 };
 
 /// The way in which data travels.
@@ -41,14 +41,19 @@ unsafe impl Send for Kernels {}
 // SAFETY: as above; nothing in it changes.
 unsafe impl Sync for Kernels {}
 
-/// PTX for every device from sm_80 on, and for those that launch dependents early.
-const MODULES: [(&str, &str); 5] = [
-    (include_str!("kernels/ptx/float32.compute_80.ptx"), include_str!("kernels/ptx/float32.compute_90.ptx")),
-    (include_str!("kernels/ptx/float16.compute_80.ptx"), include_str!("kernels/ptx/float16.compute_90.ptx")),
-    (include_str!("kernels/ptx/bfloat16.compute_80.ptx"), include_str!("kernels/ptx/bfloat16.compute_90.ptx")),
-    (include_str!("kernels/ptx/integers.compute_80.ptx"), include_str!("kernels/ptx/integers.compute_90.ptx")),
-    (include_str!("kernels/ptx/movement.compute_80.ptx"), include_str!("kernels/ptx/movement.compute_90.ptx")),
-];
+/// A module for every device from sm_80 on, and for those that launch dependents early: PTX, packed by `build.rs`.
+type Module = (&'static [u8], &'static [u8]);
+
+macro_rules! module {
+    ($name:literal) => {
+        (
+            include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".compute_80.ptx.z")),
+            include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".compute_90.ptx.z")),
+        )
+    };
+}
+const MODULES: [Module; 5] =
+    [module!("float32"), module!("float16"), module!("bfloat16"), module!("integers"), module!("movement")];
 
 /// The element types that have kernels of their own, and the module of each.
 const TYPES: [(&str, usize); 6] =
@@ -95,8 +100,7 @@ impl Kernels {
         let _entered = device.enter()?;
         let mut modules = Vec::with_capacity(MODULES.len());
         for (for_80, for_90) in MODULES {
-            let text = if device.arch >= FIRST_WITH_DEPENDENTS { for_90 } else { for_80 };
-            let text = CString::new(text).unwrap_or_default();
+            let text = unpack(if device.arch >= FIRST_WITH_DEPENDENTS { for_90 } else { for_80 })?;
             let mut module = ptr::null_mut();
             // SAFETY: the text ends with NUL. The module is never unloaded, as graphs may hold its kernels.
             unsafe { device.driver.module_load_data(&mut module, text.as_ptr().cast()) }
@@ -145,6 +149,13 @@ impl Kernel {
     }
 }
 
+/// The PTX of a module.
+fn unpack(module: &[u8]) -> Result<CString> {
+    let text = miniz_oxide::inflate::decompress_to_vec_zlib(module).map_err(|error| error.to_string());
+    text.and_then(|text| CString::new(text).map_err(|error| error.to_string()))
+        .map_err(|why| Error::Internal(format!("the kernels cannot be unpacked: {why}")))
+}
+
 /// Where a kernel stands in [`Kernels::all`].
 fn index(collective: Collective, dtype: DType, way: Way, two_shot: bool) -> Option<usize> {
     use Collective::*;
@@ -175,22 +186,33 @@ fn index(collective: Collective, dtype: DType, way: Way, two_shot: bool) -> Opti
 mod tests {
     use super::*;
 
+    fn text(module: &[u8]) -> String {
+        unpack(module).unwrap().into_string().unwrap()
+    }
+
     #[test]
     fn every_name_that_is_looked_up_is_an_entry_of_its_module() {
-        for (for_80, for_90) in MODULES {
-            for text in [for_80, for_90] {
-                assert!(text.contains(".version 8.2"), "the driver of CUDA 12.2 must understand it");
-            }
+        let texts = MODULES.map(|(for_80, for_90)| [for_80, for_90].map(text));
+        for text in texts.iter().flatten() {
+            assert!(text.contains(".version 8.2"), "the driver of CUDA 12.2 must understand it");
         }
         for (element, module) in TYPES {
             for kernel in REDUCING {
                 let entry = format!(".entry {kernel}_{element}(");
-                assert!(MODULES[module].0.contains(&entry) && MODULES[module].1.contains(&entry), "{entry}");
+                assert!(texts[module].iter().all(|text| text.contains(&entry)), "{entry}");
             }
         }
         for kernel in MOVING {
-            assert!(MODULES[MOVEMENT].0.contains(&format!(".entry {kernel}(")), "{kernel}");
+            assert!(texts[MOVEMENT].iter().all(|text| text.contains(&format!(".entry {kernel}("))), "{kernel}");
         }
+    }
+
+    #[test]
+    fn what_is_unpacked_is_what_is_committed() {
+        let committed = include_str!("kernels/ptx/movement.compute_90.ptx");
+        assert!(text(MODULES[MOVEMENT].1) == committed);
+        let broken = MODULES[MOVEMENT].1.split_last().unwrap().1;
+        assert!(unpack(broken).unwrap_err().to_string().contains("the kernels cannot be unpacked"));
     }
 
     #[test]

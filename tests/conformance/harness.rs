@@ -1,6 +1,7 @@
 //! Worlds of threads, memory with guards around it, and a watchdog.
 
 use std::{
+    cell::OnceCell,
     sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
@@ -12,6 +13,8 @@ use tutti::{
     dtype::{Collective, DType, Op},
     group::Group,
 };
+
+use crate::device::{self, Slot};
 
 /// A test that has not ended by then hangs; generous, since the machine may be busy.
 const WATCHDOG: Duration = Duration::from_secs(300);
@@ -29,7 +32,11 @@ pub(crate) fn planned_world(communicator: &str, size: u32, timeout_ms: i64, plan
         timeout: Timeout::from_ms(timeout_ms).unwrap(),
         ..GroupOptions::default()
     };
-    Group::world_local(size, None, WorldOptions { group, ..WorldOptions::default() }).unwrap()
+    let devices = device::has(communicator).then(|| vec![0; size as usize]);
+    if devices.is_some() {
+        device::prepare();
+    }
+    Group::world_local(size, devices.as_deref(), WorldOptions { group, ..WorldOptions::default() }).unwrap()
 }
 
 /// Ends the process if this test has not ended in time; until then to be kept.
@@ -71,6 +78,7 @@ pub(crate) fn on_all_ranks<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Gr
                 scope.spawn(move || {
                     // A rank that panics must not leave the others waiting.
                     let guard = AbortOnPanic(group);
+                    device::become_rank(group);
                     let result = body(group);
                     std::mem::forget(guard);
                     result
@@ -93,6 +101,7 @@ impl Drop for AbortOnPanic<'_> {
 /// Where the buffers of each rank lie.
 #[derive(Clone, Copy)]
 pub(crate) enum Memory<'a> {
+    /// Memory of its own, of the host or the group's device.
     Private,
     /// Memory that `Group::allocate` gave to each rank, with room for two buffers.
     Registered(&'a [Registered]),
@@ -135,6 +144,14 @@ pub(crate) struct Buffer {
     length: usize,
     /// What `memory` is, where it is not registered.
     _owned: Vec<u8>,
+    /// Where it really lies, in a CUDA group; `memory` is then what it was filled from.
+    on_device: Option<OnDevice>,
+}
+
+struct OnDevice {
+    slot: Slot,
+    /// What was there when somebody looked.
+    seen: OnceCell<Vec<u8>>,
 }
 
 const GUARD: usize = 64;
@@ -160,21 +177,29 @@ impl Buffer {
             let start = owned.as_ptr().align_offset(GUARD);
             owned[start..].as_mut_ptr()
         });
-        let mut buffer = Buffer { memory, size, start: GUARD + misalignment, length: content.len(), _owned: owned };
-        buffer.all().fill(GUARD_BYTE);
-        let start = buffer.start;
-        buffer.all()[start..start + content.len()].copy_from_slice(content);
-        buffer
+        let (start, length) = (GUARD + misalignment, content.len());
+        // SAFETY: `size` bytes that nobody else uses yet.
+        let all = unsafe { std::slice::from_raw_parts_mut(memory, size) };
+        all.fill(GUARD_BYTE);
+        all[start..start + length].copy_from_slice(content);
+        let on_device = Slot::here(all).map(|slot| OnDevice { slot, seen: OnceCell::new() });
+        Buffer { memory, size, start, length, _owned: owned, on_device }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: `size` bytes of memory that this buffer has to itself between calls.
-        let all = unsafe { std::slice::from_raw_parts(self.memory, self.size) };
-        &all[self.start..self.start + self.length]
+        &self.all()[self.start..self.start + self.length]
     }
 
+    /// For a call; what was seen before is forgotten.
     pub(crate) fn address(&mut self) -> *mut u8 {
-        self.memory.wrapping_add(self.start)
+        let memory = match &mut self.on_device {
+            Some(there) => {
+                there.seen.take();
+                there.slot.address()
+            }
+            None => self.memory,
+        };
+        memory.wrapping_add(self.start)
     }
 
     pub(crate) fn check_guards(&mut self) {
@@ -184,9 +209,12 @@ impl Buffer {
         assert!(outside.into_iter().all(|byte| *byte == GUARD_BYTE), "bytes outside the buffer were written");
     }
 
-    fn all(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`.
-        unsafe { std::slice::from_raw_parts_mut(self.memory, self.size) }
+    fn all(&self) -> &[u8] {
+        match &self.on_device {
+            Some(there) => there.seen.get_or_init(|| there.slot.read(self.size)),
+            // SAFETY: `size` bytes of memory that this buffer has to itself between calls.
+            None => unsafe { std::slice::from_raw_parts(self.memory, self.size) },
+        }
     }
 }
 
@@ -195,7 +223,7 @@ pub(crate) fn descriptor(collective: Collective, dtype: DType, op: Op, root: u32
 }
 
 pub(crate) fn call(descriptor: Descriptor, send: *const u8, recv: *mut u8) -> Call {
-    Call::new(descriptor, send, recv)
+    Call { stream: device::stream(), ..Call::new(descriptor, send, recv) }
 }
 
 /// xorshift64*: numbers that are the same on every rank, from a seed.

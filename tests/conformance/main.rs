@@ -1,12 +1,18 @@
 //! The conformance suite: one list of promises, kept by every communicator to the extent of what it claims.
 //!
-//! A communicator joins by one line at the end of this file.
+//! A communicator joins by one line at the end of this file. Those of CUDA groups keep the promises about results here, on the
+//! stub of the driver or, with `TUTTI_CUDA_CARD`, on a card; what their calls do beyond that is in `tests/cuda`.
 
+mod device;
 mod harness;
 mod letters;
 mod oracle;
 mod programs;
 mod promises;
+#[cfg(not(sanitized))] // the stub is no part of such a build
+#[path = "../cuda/stub.rs"]
+#[allow(dead_code, reason = "what only tests/cuda asks of the stub")]
+mod stub;
 mod uneven;
 
 macro_rules! keeps {
@@ -68,3 +74,37 @@ macro_rules! keep_all_promises {
 }
 
 keep_all_promises! { shm sockets }
+
+#[cfg(not(sanitized))]
+macro_rules! keep_promises_on_a_device {
+    ($($communicator:ident)*) => {
+        $(keeps_on_a_device! { $communicator:
+            all_reduce_is_right_for_every_dtype_and_op
+            all_reduce_is_right_at_every_size_and_world
+            every_collective_moves_what_it_should
+            every_algorithm_is_right_as_far_as_it_reaches
+        })*
+    };
+}
+
+#[cfg(not(sanitized))]
+macro_rules! keeps_on_a_device {
+    ($communicator:ident: $($promise:ident)*) => {
+        mod $communicator {
+            $(
+                #[test]
+                fn $promise() {
+                    let test = concat!(stringify!($communicator), "::", stringify!($promise));
+                    let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance/cuda_plan.txt");
+                    if crate::stub::on_card() || crate::stub::on_stub(test, &[("TUTTI_CUDA_PLAN", plan)]) {
+                        let _watchdog = crate::harness::watchdog();
+                        crate::promises::$promise(stringify!($communicator));
+                    }
+                }
+            )*
+        }
+    };
+}
+
+#[cfg(not(sanitized))]
+keep_promises_on_a_device! { push pull staged }

@@ -19,6 +19,7 @@ use tutti::{
 };
 
 use crate::{
+    device::must_serve,
     harness::{Buffer, Memory, Random, Registered, call, descriptor, on_all_ranks, planned_world, until_asleep, world},
     oracle,
 };
@@ -98,7 +99,7 @@ pub(crate) fn all_reduce_is_right_for_every_dtype_and_op(communicator: &str) {
     for size in [1, 2, 3, 5] {
         let groups = world(communicator, size, PATIENT);
         for dtype in REDUCIBLE {
-            for op in OPS {
+            for op in OPS.into_iter().filter(|op| must_serve(communicator, Collective::AllReduce, dtype, *op)) {
                 for (count, in_place, misalignment) in [(0, false, 0), (1, true, 0), (37, false, 1), (61, true, 3)] {
                     check_all_reduce(&groups, Memory::Private, (dtype, op, count), in_place, misalignment);
                 }
@@ -115,6 +116,9 @@ pub(crate) fn all_reduce_is_right_at_every_size_and_world(communicator: &str) {
         for bytes in [1, 2, 3, 7, 13, 64, 1000, 1021].into_iter().chain(edges) {
             let dtype = REDUCIBLE[random.below(REDUCIBLE.len())];
             let op = OPS[random.below(OPS.len())];
+            if !must_serve(communicator, Collective::AllReduce, dtype, op) {
+                continue;
+            }
             let count = bytes.div_ceil(dtype.size());
             let call = (dtype, op, count);
             check_all_reduce(&groups, Memory::Private, call, random.below(2) == 0, random.below(8));
@@ -126,12 +130,12 @@ pub(crate) fn every_collective_moves_what_it_should(communicator: &str) {
     for size in [1, 2, 3, 4, 7, 8] {
         let groups = world(communicator, size, PATIENT);
         let bytes = [0, 1, 56, 63, 700, 2072, 4096, 16 * 1024, 16 * 1024 + 8, 3 * 64 * 1024 + 40];
-        move_everything(&groups, Memory::Private, &bytes);
+        move_everything(communicator, &groups, Memory::Private, &bytes);
     }
 }
 
 /// Every collective but all_reduce, with contributions of about so many bytes.
-fn move_everything(groups: &[Arc<Group>], memory: Memory, bytes: &[usize]) {
+fn move_everything(communicator: &str, groups: &[Arc<Group>], memory: Memory, bytes: &[usize]) {
     let mut random = Random(groups.len() as u64);
     for bytes in bytes {
         for collective in [
@@ -149,7 +153,10 @@ fn move_everything(groups: &[Arc<Group>], memory: Memory, bytes: &[usize]) {
             };
             let (op, root) = (OPS[random.below(OPS.len())], random.below(groups.len()) as u32);
             let what = descriptor(collective, dtype, op, root, bytes / dtype.size());
-            check_movement(groups, memory, what, random.below(2) == 0);
+            let in_place = random.below(2) == 0;
+            if must_serve(communicator, collective, dtype, op) {
+                check_movement(groups, memory, what, in_place);
+            }
         }
     }
 }
@@ -169,12 +176,15 @@ pub(crate) fn every_algorithm_is_right_as_far_as_it_reaches(communicator: &str) 
         };
         for size in [1, 2, 3, 5, 8] {
             let groups = planned_world(communicator, size, PATIENT, &row);
-            let registered = Registered::of(&groups);
-            let memory = if algorithm.registered { Memory::Registered(&registered) } else { Memory::Private };
+            let registered = algorithm.registered.then(|| Registered::of(&groups));
+            let memory = registered.as_deref().map_or(Memory::Private, Memory::Registered);
             let mut random = Random(u64::from(size).wrapping_mul(31) ^ algorithm.most);
             let edges = EDGES.iter().flat_map(|edge| [edge - 1, *edge, edge + 1]);
             for bytes in [0, 1, 7, 200].into_iter().chain(edges).filter(|bytes| *bytes as u64 <= algorithm.most) {
                 let (dtype, op) = (REDUCIBLE[random.below(REDUCIBLE.len())], OPS[random.below(OPS.len())]);
+                if !must_serve(communicator, Collective::AllReduce, dtype, op) {
+                    continue;
+                }
                 let call = (dtype, op, bytes / dtype.size());
                 let what = descriptor(Collective::AllReduce, dtype, op, 0, call.2);
                 let explained = groups[0].explain(&what, Format::Json).unwrap();
@@ -184,7 +194,7 @@ pub(crate) fn every_algorithm_is_right_as_far_as_it_reaches(communicator: &str) 
             }
             if algorithm.only.is_none() {
                 let most = (algorithm.most / u64::from(size)).min(100_000) as usize;
-                move_everything(&groups, memory, &[most, most / 3]);
+                move_everything(communicator, &groups, memory, &[most, most / 3]);
             }
         }
     }

@@ -9,7 +9,7 @@ use tutti::{
 
 use crate::{
     machine::{Buffer, Graph, OwnStream, call, descriptor, world},
-    stub::on_stub_or_card,
+    stub::{on_card, on_stub_or_card},
 };
 
 /// `count` numbers.
@@ -54,6 +54,69 @@ fn graphs_of_different_sizes_alternate_with_each_other_and_with_eager_calls() {
             groups[rank].check().unwrap();
             for size in [2 * graph, 2 * graph + 1] {
                 assert_eq!(outputs[rank][size].read(), numbers(3.0 * (turn + 1) as f32, SIZES[size]), "turn {turn}");
+            }
+        }
+    }
+}
+
+/// As an engine has it: layers that feed each other, two graphs for two batch sizes, new inputs every step, a call outside
+/// of them now and then, and a graph that is captured anew.
+#[test]
+fn graphs_of_four_layers_are_right_in_each_of_64_replays() {
+    if !on_stub_or_card("captures::graphs_of_four_layers_are_right_in_each_of_64_replays") {
+        return;
+    }
+    const LAYERS: usize = 4;
+    const REPLAYS: usize = 64;
+    const SIZES: [usize; 2] = [300, 2600];
+    let worlds: &[&[i32]] = if on_card() { &[&[0; 2], &[0; 4], &[0; 8]] } else { &[&[0, 1]] };
+    for devices in worlds {
+        let groups = world(devices, "push,pull").unwrap();
+        let streams: Vec<_> = devices.iter().map(|device| OwnStream::new(*device)).collect();
+        // What goes into each layer, and what comes out of the last; for each size and rank.
+        let layers = SIZES.map(|count| {
+            let of_rank = |device: &i32| -> Vec<_> { (0..=LAYERS).map(|_| Buffer::new(*device, 4 * count)).collect() };
+            devices.iter().map(of_rank).collect::<Vec<_>>()
+        });
+        let eager: Vec<_> = devices.iter().map(|device| Buffer::new(*device, 4 * SIZES[0])).collect();
+        let capture = |size: usize, rank: usize| {
+            streams[rank].capture(|| {
+                for pair in layers[size][rank].windows(2) {
+                    let call = call(what(SIZES[size]), pair[0].address, pair[1].address, &streams[rank]);
+                    groups[rank].run(call, Timeout::Default).unwrap();
+                }
+            })
+        };
+        let all = 0..groups.len();
+        let mut graphs = [0, 1].map(|size| all.clone().map(|rank| capture(size, rank)).collect::<Vec<_>>());
+        let ranks = groups.len() as f32;
+        for replay in 0..REPLAYS {
+            let size = replay % 2;
+            // The first sum is of different numbers, the others of equal ones.
+            let value = |rank: usize| (replay * (rank + 1)) as f32;
+            let sum = all.clone().map(value).sum::<f32>();
+            for rank in all.clone() {
+                layers[size][rank][0].write(&numbers(value(rank), SIZES[size]));
+                eager[rank].write(&numbers(value(rank), SIZES[0]));
+            }
+            for rank in all.clone() {
+                streams[rank].replay(&graphs[size][rank]);
+                if replay % 5 == 0 {
+                    let call = call(what(SIZES[0]), eager[rank].address, eager[rank].address, &streams[rank]);
+                    groups[rank].run(call, Timeout::Default).unwrap();
+                }
+            }
+            streams.iter().for_each(OwnStream::wait);
+            for rank in all.clone() {
+                groups[rank].check().unwrap();
+                let wanted = sum * ranks.powi(LAYERS as i32 - 1);
+                let case = format!("replay {replay}, rank {rank} of {ranks}");
+                assert!(layers[size][rank][LAYERS].read() == numbers(wanted, SIZES[size]), "{case}");
+                assert!(replay % 5 != 0 || eager[rank].read() == numbers(sum, SIZES[0]), "{case}, eager");
+            }
+            if replay == REPLAYS / 2 {
+                std::mem::take(&mut graphs[0]).into_iter().for_each(Graph::destroy);
+                graphs[0] = all.clone().map(|rank| capture(0, rank)).collect();
             }
         }
     }

@@ -128,6 +128,8 @@ impl OwnStream {
             body();
             assert_eq!(end(self.handle, &mut graph), 0);
             assert_eq!(instantiate(&mut executable, graph, 0), 0);
+            let destroy: Symbol<unsafe extern "C" fn(*mut c_void) -> i32> = symbol(c"cuGraphDestroy");
+            assert_eq!(destroy(graph), 0);
         }
         Graph(executable)
     }
@@ -151,6 +153,17 @@ impl Drop for OwnStream {
 
 /// An instantiated graph.
 pub(crate) struct Graph(*mut c_void);
+
+impl Graph {
+    /// No replay of it may be going on.
+    pub(crate) fn destroy(self) {
+        // SAFETY: the function has this argument in the driver; the graph is one, and nobody has it any more.
+        unsafe {
+            let destroy: Symbol<unsafe extern "C" fn(*mut c_void) -> i32> = symbol(c"cuGraphExecDestroy");
+            assert_eq!(destroy(self.0), 0);
+        }
+    }
+}
 
 unsafe fn symbol<T>(name: &std::ffi::CStr) -> Symbol<T> {
     // SAFETY: the caller names a function of this type.

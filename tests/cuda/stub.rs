@@ -1,8 +1,9 @@
 //! The stub of the driver: built once, and loaded by the child process in which a test runs.
 
+#[path = "stub/compile.rs"] // the conformance suite has this file, too
+mod compile;
+
 use std::{
-    fs::File,
-    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 use libloading::os::unix::{Library, RTLD_NOW, Symbol};
 
 /// No test may take longer.
-const WATCHDOG: Duration = Duration::from_secs(100);
+const WATCHDOG: Duration = Duration::from_secs(240);
 
 /// Whether the tests are to run on a card instead: where there are fewer than two, all ranks share the first.
 pub(crate) fn on_card() -> bool {
@@ -53,7 +54,7 @@ pub(crate) fn this_test(test: &str) -> Command {
     if on_card() {
         return command;
     }
-    let folder = build();
+    let folder = compile::folder();
     command
         .env("TUTTI_CUDA_LIBRARY", folder.join("libcuda.so.1"))
         .env("TUTTI_PEER_CHECK", env!("CARGO_BIN_EXE_tutti-peer-check"))
@@ -113,59 +114,4 @@ pub(crate) fn library() -> &'static Library {
         // SAFETY: the stub has no constructors beyond those of its counters.
         unsafe { Library::open(Some(path), RTLD_NOW) }.expect("the stub can be loaded")
     })
-}
-
-/// The folder with the stub and its plan; compiled if it is older than its sources. Several processes may ask at once.
-fn build() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stub");
-        std::fs::create_dir_all(&folder).expect("a folder for the stub");
-        let lock = File::create(folder.join("lock")).expect("a lock");
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock is taken");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let (kernels, cpu) = (root.join("src/cuda/kernels"), root.join("tests/kernels/cpu"));
-        let mut sources: Vec<PathBuf> = ["float32", "float16", "bfloat16", "integers", "movement"]
-            .map(|one| kernels.join(format!("{one}.cu")))
-            .into();
-        sources.extend([cpu.join("machine.cpp"), cpu.join("fibers.cpp"), root.join("tests/cuda/stub/driver.cpp")]);
-        let stub = folder.join("libcuda.so.1");
-        let newest =
-            [&kernels, &cpu, &root.join("tests/cuda/stub")].into_iter().filter_map(|folder| newest_in(folder)).max();
-        if modified(&stub).zip(newest).is_some_and(|(stub, newest)| stub > newest) {
-            return folder;
-        }
-        let compiled: Vec<_> = sources
-            .iter()
-            .map(|source| {
-                let object = folder.join(source.file_name().unwrap()).with_extension("o");
-                let child = Command::new("g++")
-                    .args(["-std=c++17", "-O1", "-fPIC", "-w", "-DTUTTI_ON_CPU", "-x", "c++", "-c"])
-                    .args([format!("-I{}", kernels.display()), format!("-I{}", cpu.display())])
-                    .arg(source)
-                    .arg("-o")
-                    .arg(&object)
-                    .spawn()
-                    .expect("g++ compiles the stub (install g++)");
-                (object, child)
-            })
-            .collect();
-        let mut link = Command::new("g++");
-        link.args(["-shared", "-pthread", "-ldl", "-o"]).arg(folder.join("new"));
-        for (object, mut child) in compiled {
-            assert!(child.wait().expect("g++ ends").success(), "g++ compiles {}", object.display());
-            link.arg(object);
-        }
-        assert!(link.status().expect("g++ links the stub").success());
-        std::fs::rename(folder.join("new"), &stub).expect("the stub is put in its place");
-        folder
-    })
-}
-
-fn newest_in(folder: &Path) -> Option<std::time::SystemTime> {
-    std::fs::read_dir(folder).ok()?.filter_map(|entry| modified(&entry.ok()?.path())).max()
-}
-
-fn modified(path: &Path) -> Option<std::time::SystemTime> {
-    path.metadata().and_then(|metadata| metadata.modified()).ok()
 }

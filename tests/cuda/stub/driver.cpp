@@ -239,6 +239,9 @@ const char* name_of(int code) {
 
 }  // namespace
 
+/// A kernel that does nothing, which benches launch to see what a launch takes.
+extern "C" void nothing(const Params&) {}
+
 // ---- what tests ask for ----
 
 extern "C" unsigned long stub_calls(const char* name) {
@@ -430,6 +433,9 @@ COUNTED(cuGraphInstantiateWithFlags, executable, graph, flags)
 static int cuGraphInstantiateWithFlags_(Graph** executable, Graph* graph, unsigned long long) {
     return *executable = new Graph(*graph), kSuccess;
 }
+
+DRIVER(cuGraphDestroy, Graph* graph) COUNTED(cuGraphDestroy, graph)
+static int cuGraphDestroy_(Graph* graph) { return delete graph, kSuccess; }
 
 DRIVER(cuGraphLaunch, Graph* executable, void* handle) COUNTED(cuGraphLaunch, executable, handle)
 static int cuGraphLaunch_(Graph* executable, void* handle) {

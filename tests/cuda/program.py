@@ -1,0 +1,80 @@
+"""Two ranks on one device from PyTorch: tensors, streams and torch.cuda.graph, through ctypes. Where PyTorch or a device is
+missing it says so. tests/cuda/programs runs it."""
+
+import signal
+import sys
+import threading
+
+SKIPPED = 77
+LAYERS, REPLAYS, COUNT = 4, 64, 5000
+
+
+def skip(why):
+    print(f"skipped: {why}")
+    sys.exit(SKIPPED)
+
+
+try:
+    import torch
+except ImportError as error:
+    skip(f"PyTorch is not here ({error})")
+if not torch.cuda.is_available():
+    skip(f"PyTorch {torch.__version__} sees no CUDA device")
+
+import tutti
+
+signal.alarm(300)
+torch.cuda.init()
+ranks = range(2)
+groups = tutti.World.local(len(ranks), devices=[0] * len(ranks))
+streams = [torch.cuda.Stream() for _ in ranks]
+# Everything is allocated before the first call: an allocation may wait for kernels that wait for a peer.
+dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int32)
+values = {dtype: [torch.full((COUNT,), rank + 1, dtype=dtype, device="cuda") for rank in ranks] for dtype in dtypes}
+parts = [torch.full((COUNT,), float(rank), device="cuda") for rank in ranks]
+gathered = [torch.empty(len(ranks) * COUNT, device="cuda") for _ in ranks]
+layers = [torch.zeros(COUNT, device="cuda") for _ in ranks]
+torch.cuda.synchronize()
+
+for dtype in dtypes:
+    for rank in ranks:
+        groups[rank].all_reduce(values[dtype][rank], stream=streams[rank])
+for rank in ranks:
+    groups[rank].all_gather(parts[rank], gathered[rank], stream=streams[rank])
+torch.cuda.synchronize()
+for dtype in dtypes:
+    assert all((value == 3).all().item() for value in values[dtype]), dtype
+assert all(torch.equal(one, torch.cat(parts)) for one in gathered)
+print("ok eager calls on tensors")
+
+sessions = [tutti.Capture([group]) for group in groups]
+graphs = []
+for rank in ranks:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=streams[rank], capture_error_mode="thread_local"):
+        for _ in range(LAYERS):
+            layers[rank].mul_(0.5)
+            groups[rank].all_reduce(layers[rank], stream=streams[rank])
+    graphs.append(graph)
+commits = [threading.Thread(target=session.commit) for session in sessions]
+for commit in commits:
+    commit.start()
+for commit in commits:
+    commit.join()
+
+for replay in range(REPLAYS):
+    for rank in ranks:
+        with torch.cuda.stream(streams[rank]):
+            layers[rank].fill_(replay + 2 * rank)
+    for rank in ranks:
+        with torch.cuda.stream(streams[rank]):
+            graphs[rank].replay()
+    if replay % 7 == 0:  # between replays, on the same streams
+        for rank in ranks:
+            groups[rank].all_reduce(parts[rank], op=tutti.Op.MAX, stream=streams[rank])
+    torch.cuda.synchronize()
+    # Half of each in every layer: the mean, from the first on.
+    assert all((layer == replay + 1).all().item() for layer in layers), replay
+for group in groups:
+    group.check()
+print(f"ok replays of a torch.cuda.graph of {LAYERS} layers")
