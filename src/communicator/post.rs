@@ -62,6 +62,9 @@ pub trait Post: Send {
 /// How envelopes, replies and chunks get to a peer and from it. All of one kind keep their order. The peer is never this
 /// rank. Nothing waits: what says whether there is room or something there is asked first.
 pub trait Wire {
+    /// Looks for the message of a receive that is alone, where every rank has a core, before anything else is looked at.
+    const LOOKS: u32;
+
     /// The longest message that travels with its envelope, in bytes.
     fn eager(&self) -> u64;
 
@@ -116,9 +119,6 @@ pub trait Wire {
 
 /// Units of small messages that a peer may have shelved before the sender holds the next: 512 KiB, or 8192 messages.
 const CREDIT: u64 = 8192;
-/// Looks for a message that a receive is alone with, where every rank has a core: for about a microsecond, in which a peer
-/// in step answers. What comes so costs no entry in any list.
-const LOOKS: u32 = if cfg!(loom) { 1 } else { 512 };
 /// Chunks of one peer moved before the waiting loop gets to look at failures and deadlines.
 const TURN: usize = 16;
 
@@ -231,7 +231,7 @@ impl<W: Wire> Desk<W> {
     pub fn new(members: Arc<Members>, wire: W) -> Self {
         let peers = (0..members.size()).map(|_| Peer::new()).collect();
         let (entries, free) = (Vec::with_capacity(AT_ONCE), Vec::with_capacity(AT_ONCE));
-        let looks = if members.is_crowded() { 1 } else { LOOKS };
+        let looks = if members.is_crowded() { 1 } else { W::LOOKS };
         Desk { wire, members, looks, peers, entries, free, ended: VecDeque::with_capacity(AT_ONCE) }
     }
 

@@ -157,6 +157,9 @@ fn words(words: &[u64]) -> Vec<u8> {
 }
 
 impl Wire for Messages {
+    /// Each is a system call.
+    const LOOKS: u32 = 1;
+
     fn eager(&self) -> u64 {
         EAGER as u64
     }
