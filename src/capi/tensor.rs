@@ -57,7 +57,8 @@ impl Entry for Handle {
 ///
 /// tensors[0] to tensors[count - 1]: their names are different; any strides, any extents, 0 included. All have
 /// the same struct_size. options->peer and options->tag: to whom, and what the message meets its receive by. The memory
-/// of the tensors is host memory.
+/// of the tensors is host memory; on a CUDA group all of the message travels by its CPU sibling (see tutti_group_cpu), and
+/// the order among the sibling's calls is what counts.
 ///
 /// options->replicas: where all ranks of that group hold the same tensors, as those of a TP group hold the hidden
 /// state, and each of them sends to its own counterpart: each then sends only its slice of the large ones, and the

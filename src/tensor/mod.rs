@@ -158,16 +158,18 @@ pub struct Received {
 impl Dict {
     /// Sends tensors to a rank, with `object` one that is an object, and waits until their memory may be used again.
     pub fn send(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<()> {
-        let parcel = Parcel::new(group, views, object, &options)?;
+        let (group, options) = carriers(group, options);
+        let parcel = Parcel::new(&group, views, object, &options)?;
         group.exchange(&parcel.letters(&options), options.timeout).map(drop)
     }
 
     /// Starts to send tensors; with `object`, one that is an object. Their memory must stay until the dict is over.
     pub fn start_send(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<Arc<Self>> {
-        let parcel = Parcel::new(group, views, object, &options)?;
+        let (group, options) = carriers(group, options);
+        let parcel = Parcel::new(&group, views, object, &options)?;
         let letters = parcel.letters(&options);
         let timeout = options.timeout;
-        let dict = Self::new(group, options, false, State::Sending { requests: Vec::new(), _parcel: parcel });
+        let dict = Self::new(&group, options, false, State::Sending { requests: Vec::new(), _parcel: parcel });
         for letter in letters {
             // Where one is refused, those before it are released with the dict.
             let request = group.post(letter, timeout)?;
@@ -181,7 +183,8 @@ impl Dict {
     /// Starts to receive a message. [`Dict::wait`] brings it here.
     pub fn start_receive(group: &Arc<Group>, options: Options) -> Result<Arc<Self>> {
         refuse_batch()?;
-        check_peer(group, &options)?;
+        let (group, options) = carriers(group, options);
+        check_peer(&group, &options)?;
         let first = Slab::new(FIRST)?;
         // SAFETY: the slab is kept beside the request, which is released before the slab goes.
         let letter = unsafe {
@@ -189,25 +192,26 @@ impl Dict {
         };
         let post = || group.post(letter, options.timeout);
         let (turn, request) = group.line_up((options.peer, options.tag), post)?;
-        Ok(Self::new(group, options, false, State::Awaited { request, first, turn: Some(turn) }))
+        Ok(Self::new(&group, options, false, State::Awaited { request, first, turn: Some(turn) }))
     }
 
     /// Starts to broadcast: the root its tensors, all others to receive them. Collective. Every rank must wait for it before
     /// its next collective call on the group: the data go by the group's own broadcasts, in the wait.
     pub fn start_broadcast(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<Arc<Self>> {
         refuse_batch()?;
-        check_peer(group, &options)?;
+        let (group, options) = carriers(group, options);
+        check_peer(&group, &options)?;
         if options.replicas.is_some() {
             return Err(Error::invalid("a broadcast takes no replicating group: all ranks get everything"));
         }
         if group.rank() == options.peer {
-            let parcel = Parcel::new(group, views, object, &options)?;
+            let parcel = Parcel::new(&group, views, object, &options)?;
             let requests = vec![group.start(broadcast(&options, parcel.head.at(0, FIRST), FIRST), options.timeout)?];
-            return Ok(Self::new(group, options, true, State::Broadcasting { requests, parcel }));
+            return Ok(Self::new(&group, options, true, State::Broadcasting { requests, parcel }));
         }
         let first = Slab::new(FIRST)?;
         let request = group.start(broadcast(&options, first.at(0, FIRST), FIRST), options.timeout)?;
-        Ok(Self::new(group, options, true, State::Awaited { request, first, turn: None }))
+        Ok(Self::new(&group, options, true, State::Awaited { request, first, turn: None }))
     }
 
     /// How far it is: `Done` for a send that is over, and for a message of which [`Dict::wait`] will not wait for the
@@ -469,7 +473,8 @@ impl Parcel {
         let record = |view: &View| {
             if view.device != Device::Host {
                 return Err(Error::Unsupported(format!(
-                    "tensor {:?} is in CUDA memory, but this is a CPU group: copy it to the host first",
+                    "tensor {:?} is in CUDA memory, and tensor dicts carry host memory in this version: copy it to the \
+                     host first",
                     view.name
                 )));
             }
@@ -765,17 +770,14 @@ fn broadcast(options: &Options, start: *mut u8, bytes: usize) -> Call {
     Call::new(descriptor, start, start)
 }
 
+/// The groups that carry a message. What is sent lies in host memory, so of CUDA groups these are the CPU siblings.
+fn carriers(group: &Arc<Group>, mut options: Options) -> (Arc<Group>, Options) {
+    let carrier = |group: Arc<Group>| group.cpu().cloned().unwrap_or(group);
+    options.replicas = options.replicas.map(carrier);
+    (carrier(group.clone()), options)
+}
+
 fn check_peer(group: &Group, options: &Options) -> Result<()> {
-    // The library's memory for dicts is the host's, which the calls of CUDA groups do not take.
-    if let Some(group) =
-        [Some(group), options.replicas.as_deref()].into_iter().flatten().find(|group| group.device().is_some())
-    {
-        return Err(Error::Unsupported(format!(
-            "tensor dicts are not served for CUDA groups in this version, and group {:?} is one: take its CPU sibling \
-             (tutti_group_cpu) and tensors of the host",
-            group.name()
-        )));
-    }
     match options.peer < group.size() {
         true => Ok(()),
         false => {
