@@ -34,6 +34,18 @@ struct Axis {
     at: u64,
 }
 
+/// See [`Cursor::stretch`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stretch {
+    /// Where the first run begins.
+    pub(super) offset: i64,
+    /// Bytes of a run; of the rest of one if it is the only.
+    pub(super) run: usize,
+    /// From run to run, in bytes.
+    pub(super) stride: i64,
+    pub(super) count: usize,
+}
+
 impl Cursor {
     /// From `base` on, `left` bytes in runs of `run`, repeated along axes of (extent, stride in bytes), outermost first.
     pub(super) fn new(base: i64, run: usize, left: u64, axes: impl Iterator<Item = (u64, i64)>) -> Cursor {
@@ -59,6 +71,30 @@ impl Cursor {
     /// Where the next byte is, and how many follow it in memory; `None` at the end.
     pub fn run(&self) -> Option<(i64, usize)> {
         (self.left > 0).then(|| (self.base + self.within as i64, self.run - self.within))
+    }
+
+    /// The next bytes that lie in runs of one length and distance, at most so many; `None` at the end.
+    pub(super) fn stretch(&self, at_most: usize) -> Option<Stretch> {
+        let (offset, left) = self.run()?;
+        let (row, stride) = self.axes.last().map_or((0, 0), |axis| ((axis.extent - axis.at) as usize, axis.stride));
+        let count = row.min(at_most / self.run);
+        match self.within == 0 && count > 1 {
+            true => Some(Stretch { offset, run: self.run, stride, count }),
+            false => Some(Stretch { offset, run: left.min(at_most), stride: 0, count: 1 }),
+        }
+    }
+
+    /// Goes on by some bytes, to the end at most.
+    pub(super) fn skip(&mut self, mut bytes: usize) {
+        while bytes > 0
+            && let Some(stretch) = self.stretch(bytes)
+        {
+            bytes -= stretch.run * stretch.count;
+            match stretch.count {
+                1 => self.advance(stretch.run),
+                count => self.pass(count),
+            }
+        }
     }
 
     /// Goes on by some bytes of the present run, to its end at most.
@@ -93,40 +129,36 @@ impl Cursor {
     /// # Safety
     /// As [`Cursor::read`] or, if not `READ`, [`Cursor::write`].
     unsafe fn copy<const READ: bool>(&mut self, memory: *mut u8, mut buffer: *mut u8, mut bytes: usize) {
-        while bytes > 0 {
-            let row = self.axes.last().map_or(0, |axis| axis.extent - axis.at) as usize;
-            let count = row.min(bytes / self.run);
-            if self.within == 0 && count > 1 {
-                let stride = self.axes.last().map_or(0, |axis| axis.stride) as isize;
-                // SAFETY: `count` runs follow, each within the span by the making of the view; the buffer has room.
-                unsafe {
-                    let place = memory.offset(self.base as isize);
-                    match self.run {
-                        1 => strided::<u8, READ>(place, stride, buffer, count),
-                        2 => strided::<u16, READ>(place, stride, buffer, count),
-                        4 => strided::<u32, READ>(place, stride, buffer, count),
-                        8 => strided::<u64, READ>(place, stride, buffer, count),
-                        16 => strided::<u128, READ>(place, stride, buffer, count),
-                        run => rows::<READ>(place, stride, buffer, count, run, self.streams),
-                    }
-                    buffer = buffer.add(count * self.run);
-                }
-                bytes -= count * self.run;
-                self.left -= (count * self.run) as u64;
-                if self.left > 0 {
-                    self.step(count as u64);
-                }
-                continue;
-            }
-            let piece = bytes.min(self.run - self.within);
-            // SAFETY: `piece` bytes of the present run follow, and the buffer has room.
+        while bytes > 0
+            && let Some(Stretch { offset, run, stride, count }) = self.stretch(bytes)
+        {
+            // SAFETY: `count` runs follow, each within the span by the making of the view; the buffer has room.
             unsafe {
-                let place = memory.offset(self.base as isize + self.within as isize);
-                one::<READ>(place, buffer, piece, self.streams);
-                buffer = buffer.add(piece);
+                let (place, stride) = (memory.offset(offset as isize), stride as isize);
+                match run {
+                    _ if count == 1 => one::<READ>(place, buffer, run, self.streams),
+                    1 => strided::<u8, READ>(place, stride, buffer, count),
+                    2 => strided::<u16, READ>(place, stride, buffer, count),
+                    4 => strided::<u32, READ>(place, stride, buffer, count),
+                    8 => strided::<u64, READ>(place, stride, buffer, count),
+                    16 => strided::<u128, READ>(place, stride, buffer, count),
+                    run => rows::<READ>(place, stride, buffer, count, run, self.streams),
+                }
+                buffer = buffer.add(count * run);
             }
-            bytes -= piece;
-            self.advance(piece);
+            bytes -= count * run;
+            match count {
+                1 => self.advance(run),
+                count => self.pass(count),
+            }
+        }
+    }
+
+    /// Goes on by some whole runs of the present row.
+    fn pass(&mut self, runs: usize) {
+        self.left -= (runs * self.run) as u64;
+        if self.left > 0 {
+            self.step(runs as u64);
         }
     }
 
