@@ -8,6 +8,11 @@ use crate::communicator::copy;
 /// Runs that are worth streaming: of shorter ones too many lines are written in part.
 const STREAMED: usize = if cfg!(test) { 16 } else { 512 };
 
+/// Runs of so many bytes are asked for while the one before is copied, up to a page of each: shorter ones are over too
+/// soon.
+const EXPECTED: usize = 2048;
+const PAGE: usize = 4096;
+
 /// A way through the bytes of a box in row-major order, run by run. Holds no pointer: whoever reads or writes says
 /// where the view's base address is.
 #[derive(Debug)]
@@ -205,6 +210,9 @@ unsafe fn rows<const READ: bool>(
     streams: bool,
 ) {
     for at in 0..count {
+        if READ && run >= EXPECTED {
+            copy::expect(place.wrapping_offset(stride * (at + 1) as isize), run.min(PAGE));
+        }
         // SAFETY: the caller's promises.
         unsafe { one::<READ>(place.offset(stride * at as isize), buffer.add(at * run), run, streams) }
     }
