@@ -2133,8 +2133,13 @@ tutti_status_t tutti_transfer_plan_report(const tutti_transfer_plan_t *plan,
 /// *transfer gets a handle that the caller must destroy with tutti_transfer_destroy, NULL on failure. A transfer may be
 /// started again and again, with the same memory or other.
 ///
+/// A CUDA group's transfer is carried out by its CPU sibling (tutti_group_cpu): what lies on a device and goes to another
+/// rank, or is reduced or cast, is copied through pinned memory of the host, which the plan's staging cap bounds; what
+/// stays on its rank is copied on the device. Elements that are cast take room for both types there, so fewer buckets may
+/// be in flight than the plan says, though always one.
+///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a plan or a group, or the group has another size);
-/// TUTTI_INVALID_USAGE (forked process); TUTTI_OUT_OF_MEMORY; TUTTI_INTERNAL_ERROR.
+/// TUTTI_INVALID_USAGE (forked process); TUTTI_OUT_OF_MEMORY; TUTTI_CUDA_ERROR; TUTTI_INTERNAL_ERROR.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_transfer_create(const tutti_transfer_plan_t *plan,
@@ -2148,6 +2153,9 @@ tutti_status_t tutti_transfer_create(const tutti_transfer_plan_t *plan,
 /// elements, for every dimension of the tensor; NULL: contiguous, row-major. A source may have any strides; a target
 /// none by which two elements could share an address. The memory must stay until it is bound anew or the transfer is
 /// destroyed. Not while the transfer goes on.
+///
+/// On a CPU group the memory is the host's; on a CUDA group that of the rank's device or the host's, each tensor and side
+/// as it comes.
 ///
 /// A target may overlap no other memory of the transfer, with one exception: a tensor whose source and target are the
 /// same box of the same type here may stay where it is, with equal addresses and strides. Overlaps are found by
@@ -2165,15 +2173,22 @@ tutti_status_t tutti_transfer_bind(tutti_transfer_t *transfer,
 
 /// Begins the transfer; go on with tutti_transfer_poll or tutti_transfer_wait.
 ///
-/// stream: NULL on CPU groups. Every rank of the group must start, also one that moves nothing: at the first start the
+/// stream: NULL on CPU groups. On a CUDA group a stream of the rank's device, NULL for the legacy default one: no tensor is
+/// read or written, on the device or the host, before what is on it now is over, for which the group's deadline applies.
+/// Nothing is enqueued on it, and it waits for nothing: that the transfer is over here is what tutti_transfer_poll and
+/// tutti_transfer_wait say. Then all targets are written, and work on any stream may use them and write the sources. Only
+/// calls of these two move anything; while a stream of the process is captured in global mode, make none. Every rank of the group must start, also one that moves nothing: at the first start the
 /// ranks compare their plans, which takes a turn among the group's calls. Sources may not be written and targets not
 /// touched until the transfer is over. One after another, a transfer may be started any number of times; several
 /// transfers of a group may go on at once if all ranks first start them in one order.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (a tensor without memory, memory that overlaps, a stream), and nothing
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (a tensor without memory, memory that overlaps, a stream of something else), and nothing
 /// has happened; TUTTI_INVALID_USAGE (forked process, an open batch, it goes on already, or another thread is inside a
-/// call of the group); or the group's failure.
-TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_transfer_start(tutti_transfer_t *transfer, void *stream);
+/// call of the group); TUTTI_UNSUPPORTED (the stream is captured); TUTTI_CUDA_ERROR; or the group's failure.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_transfer_start(tutti_transfer_t *transfer,
+                                    void *stream);
 
 /// Goes on with the transfer as far as possible without waiting, and says how far it is.
 ///
@@ -2181,7 +2196,8 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_transfer_start(tutti_transfer_t *t
 ///
 /// Returns TUTTI_IN_PROGRESS; TUTTI_SUCCESS when all that this rank sends, receives and copies is over;
 /// TUTTI_MISMATCH if a rank's plan differs, which it names: then nothing has moved anywhere and the group lives on; the
-/// group's failure, as tutti_group_check: which targets are complete tells tutti_transfer_written; TUTTI_UNSUPPORTED (no
+/// group's failure, as tutti_group_check, and TUTTI_CUDA_ERROR or TUTTI_TIMEOUT where a device is at fault, which fails the
+/// group, a CUDA group with its sibling: which targets are complete tells tutti_transfer_written; TUTTI_UNSUPPORTED (no
 /// communicator of the group serves sends); TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it was not
 /// started, or this thread has a batch open).
 TUTTI_API

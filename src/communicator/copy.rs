@@ -83,6 +83,21 @@ pub(crate) unsafe fn stream(from: *const u8, to: *mut u8, length: usize) {
     unsafe { copy(from, to, length) };
 }
 
+/// Asks for memory that is read soon, where the processor does not foresee it: what it fetches ahead of itself ends with
+/// the page (measured: rows of 4 KiB that are 8 KiB apart at 5.2 GB/s instead of 4.0). The memory need not be there.
+#[inline]
+pub(crate) fn expect(from: *const u8, length: usize) {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    for line in (0..length).step_by(LINE) {
+        // SAFETY: a hint, which never faults; every x86-64 processor has it.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(from.wrapping_add(line).cast())
+        };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    let _ = (from, length);
+}
+
 /// Orders what was streamed before everything that follows.
 #[inline]
 pub(crate) fn drain() {

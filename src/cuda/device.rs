@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::{CStr, c_char, c_int},
+    ffi::{CStr, c_char, c_int, c_void},
     fmt, ptr,
     sync::{Mutex, OnceLock, PoisonError},
 };
@@ -155,6 +155,20 @@ impl Device {
         }
     }
 
+    /// What the driver knows of an address.
+    pub fn facts(&self, address: driver::Address) -> Result<Facts, CudaError> {
+        let mut facts = Facts { kind: 0, ordinal: -1, base: 0, bytes: 0 };
+        let mut data: [*mut c_void; 4] = [
+            (&raw mut facts.kind).cast(),
+            (&raw mut facts.ordinal).cast(),
+            (&raw mut facts.base).cast(),
+            (&raw mut facts.bytes).cast(),
+        ];
+        // SAFETY: four attributes, and a place of the right size for each.
+        unsafe { self.driver.pointer_get_attributes(4, driver::POINTER_FACTS.as_ptr(), data.as_mut_ptr(), address) }?;
+        Ok(facts)
+    }
+
     /// Sets every byte of some device memory, and waits for that.
     pub fn fill(&self, address: driver::Address, byte: u8, bytes: usize) -> Result<()> {
         let _entered = self.enter()?;
@@ -165,6 +179,31 @@ impl Device {
                 .and_then(|()| self.driver.stream_synchronize(self.stream))
         }
         .map_err(|error| error.during(format_args!("filling {bytes} bytes on {self}")))
+    }
+}
+
+/// See [`Device::facts`].
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// [`driver::MEMORY_OF_DEVICE`], or memory of the host.
+    pub kind: u32,
+    /// The device that has it.
+    pub ordinal: i32,
+    /// Where the allocation begins; 0 if the driver does not say.
+    pub base: u64,
+    /// How long it is.
+    pub bytes: usize,
+}
+
+impl Facts {
+    /// Where the allocation ends.
+    pub fn end(&self) -> u64 {
+        self.base.saturating_add(self.bytes as u64)
+    }
+
+    /// Whether all these bytes are in the allocation, as far as the driver says.
+    pub fn holds(&self, start: u64, length: u64) -> bool {
+        self.bytes == 0 || self.base <= start && start.saturating_add(length) <= self.end()
     }
 }
 

@@ -163,7 +163,7 @@ impl Lane {
         }
         let mut order = self.order();
         if order.event.is_null() {
-            order.event = self.new_event()?;
+            order.event = new_event(self.device)?;
         }
         let event = order.event;
         // SAFETY: the event is ours and the stream the caller's, whose launch was accepted.
@@ -175,12 +175,7 @@ impl Lane {
 
     /// An event behind everything that is on `stream` now.
     pub fn mark(&self, stream: Stream) -> Result<Mark> {
-        let _entered = if self.device.is_current() { None } else { Some(self.device.enter()?) };
-        let mark = Mark { device: self.device, event: self.new_event()? };
-        // SAFETY: the event is ours, the stream the caller's.
-        unsafe { self.device.driver.event_record(mark.event, stream) }
-            .map_err(|error| error.during("an event behind a request"))?;
-        Ok(mark)
+        Mark::behind(self.device, stream)
     }
 
     /// Whether `stream` is being captured.
@@ -228,15 +223,6 @@ impl Lane {
 
     fn order(&self) -> MutexGuard<'_, Order> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn new_event(&self) -> Result<Event> {
-        let _entered = if self.device.is_current() { None } else { Some(self.device.enter()?) };
-        let mut event = ptr::null_mut();
-        // SAFETY: `event` is writable.
-        unsafe { self.device.driver.event_create(&mut event, driver::EVENT_DISABLE_TIMING) }
-            .map_err(|error| error.during("an event"))?;
-        Ok(event)
     }
 
     /// Refuses a call on a stream on which another rank waits for this very one.
@@ -365,6 +351,15 @@ impl Drop for Lane {
     }
 }
 
+fn new_event(device: &Device) -> Result<Event> {
+    let _entered = if device.is_current() { None } else { Some(device.enter()?) };
+    let mut event = ptr::null_mut();
+    // SAFETY: `event` is writable.
+    unsafe { device.driver.event_create(&mut event, driver::EVENT_DISABLE_TIMING) }
+        .map_err(|error| error.during("an event"))?;
+    Ok(event)
+}
+
 /// Runs a function of the driver, and if the caller's context was the wrong one, once more in the device's.
 fn attempt(
     device: &'static Device,
@@ -395,6 +390,16 @@ unsafe impl Send for Mark {}
 unsafe impl Sync for Mark {}
 
 impl Mark {
+    /// Behind everything that is on `stream` now.
+    pub fn behind(device: &'static Device, stream: Stream) -> Result<Mark> {
+        let _entered = if device.is_current() { None } else { Some(device.enter()?) };
+        let mark = Mark { device, event: new_event(device)? };
+        // SAFETY: the event is ours, the stream the caller's.
+        unsafe { device.driver.event_record(mark.event, stream) }
+            .map_err(|error| error.during("an event behind a request"))?;
+        Ok(mark)
+    }
+
     /// Whether everything before it has been executed.
     pub fn is_passed(&self) -> Result<bool> {
         // SAFETY: the event is ours.
@@ -447,32 +452,28 @@ impl Buffers {
         if length == 0 || self.ranges.iter().any(|(from, to)| *from <= start && start.saturating_add(length) <= *to) {
             return Ok(());
         }
-        let (mut kind, mut ordinal, mut base, mut bytes) = (0_u32, -1_i32, 0_u64, 0_usize);
-        let mut data: [*mut c_void; 4] =
-            [(&raw mut kind).cast(), (&raw mut ordinal).cast(), (&raw mut base).cast(), (&raw mut bytes).cast()];
-        // SAFETY: four attributes, and a place of the right size for each.
-        unsafe { device.driver.pointer_get_attributes(4, driver::POINTER_FACTS.as_ptr(), data.as_mut_ptr(), start) }
-            .map_err(|error| {
-                Error::invalid(format_args!("{name} is {start:#x}, which the driver does not know ({error})"))
-            })?;
-        if kind != driver::MEMORY_OF_DEVICE {
+        let facts = device.facts(start).map_err(|error| {
+            Error::invalid(format_args!("{name} is {start:#x}, which the driver does not know ({error})"))
+        })?;
+        if facts.kind != driver::MEMORY_OF_DEVICE {
             return Err(Error::invalid(format_args!(
                 "{name} is {start:#x}, memory of the host; this is a CUDA group, whose buffers are memory of {device} \
                  (tutti_group_cpu gives the group for host memory)"
             )));
         }
-        if ordinal != device.ordinal {
+        if facts.ordinal != device.ordinal {
             return Err(Error::invalid(format_args!(
-                "{name} is {start:#x}, memory of CUDA device {ordinal}; this rank's buffers are memory of {device}"
+                "{name} is {start:#x}, memory of CUDA device {}; this rank's buffers are memory of {device}",
+                facts.ordinal
             )));
         }
-        if bytes > 0 && (start < base || start.saturating_add(length) > base.saturating_add(bytes as u64)) {
+        if !facts.holds(start, length) {
             return Err(Error::invalid(format_args!(
                 "{name} is {start:#x} with {length} bytes, but the allocation ends at {:#x}",
-                base.saturating_add(bytes as u64)
+                facts.end()
             )));
         }
-        self.ranges[self.next % REMEMBERED] = (base, base.saturating_add(bytes as u64));
+        self.ranges[self.next % REMEMBERED] = (facts.base, facts.end());
         self.next += 1;
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! * `staged` — the last resort: through the memory of the host;
 //! * [`lane`] — what both share on one rank: one call in flight, buffers, orders to the kernels and failures from them;
 //! * `thresholds` — which algorithm from which size on, with the source of each number;
+//! * [`pinned`] — host memory that a device copies from and to;
 //! * `memory` — device memory and how it gets to other ranks; `verdict` — whether devices may reach into it at all;
 //! * [`device`], `kernels`, `params` — a device, the kernels in it, what they are called with;
 //! * [`driver`] — libcuda, opened when the first CUDA rank is made, and never needed before.
@@ -17,6 +18,7 @@ pub mod lane;
 mod memory;
 mod params;
 mod peers;
+pub mod pinned;
 mod staged;
 mod thresholds;
 mod verdict;

@@ -14,9 +14,10 @@ use super::{
     driver,
     lane::{Admitted, Lane, Mark},
     peers::copy,
+    pinned::Pinned,
 };
 use crate::{
-    bootstrap::{Members, mapping::Mapping},
+    bootstrap::Members,
     communicator::{Algorithm, Call, Capabilities, Capture, Communicator, Pattern, Progress, Provider, Row, Task, Way},
     dtype::{Collective, OPS, REDUCIBLE},
     error::{Error, Result},
@@ -26,8 +27,6 @@ use crate::{
 
 /// How long a look at the device is put off.
 const GLANCE: Duration = Duration::from_micros(20);
-/// The unit in which host memory grows.
-const GROWTH: usize = 1 << 20;
 
 /// The entry in the dispatcher's list.
 pub struct Staged;
@@ -236,54 +235,4 @@ fn transfer(
     // SAFETY: the caller's buffer and ours, both as long as said until the copy is complete.
     lane.call(admitted, |driver| unsafe { driver.memcpy_async(to, from, bytes, stream) })
         .map_err(|error| error.during(format_args!("a copy between the host and {}", lane.device)))
-}
-
-/// Host memory that the device copies from and to without the host's help.
-struct Pinned {
-    device: &'static Device,
-    memory: Option<(Arc<Mapping>, usize)>,
-}
-
-impl Pinned {
-    fn new(device: &'static Device) -> Self {
-        Pinned { device, memory: None }
-    }
-
-    fn start(&self) -> *mut u8 {
-        self.memory
-            .as_ref()
-            .map_or(std::ptr::NonNull::dangling().as_ptr(), |(memory, length)| memory.at(0, *length).as_ptr())
-    }
-
-    /// Grows to `bytes`; what was in it is lost. Nothing may be copying.
-    fn make_room(&mut self, bytes: usize) -> Result<()> {
-        if bytes <= self.memory.as_ref().map_or(0, |(_, length)| *length) {
-            return Ok(());
-        }
-        self.give_back();
-        let length = bytes.next_multiple_of(GROWTH);
-        let memory = Mapping::private(length)?;
-        let _entered = self.device.enter()?;
-        // SAFETY: the memory is ours, and mapped until it is unregistered.
-        unsafe {
-            let host = memory.at(0, length).as_ptr().cast();
-            self.device.driver.mem_host_register(host, length, driver::HOST_PORTABLE_MAPPED)
-        }
-        .map_err(|error| error.during(format_args!("{length} bytes of host memory for {}", self.device)))?;
-        self.memory = Some((memory, length));
-        Ok(())
-    }
-
-    fn give_back(&mut self) {
-        let Some((memory, length)) = self.memory.take() else { return };
-        let Ok(_entered) = self.device.enter() else { return std::mem::forget(memory) };
-        // SAFETY: it was registered; the driver waits for copies that use it.
-        let _ = unsafe { self.device.driver.mem_host_unregister(memory.at(0, length).as_ptr().cast()) };
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        self.give_back();
-    }
 }

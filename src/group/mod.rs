@@ -262,6 +262,19 @@ impl Group {
         }
     }
 
+    /// Fails the group on all ranks over what this one cannot do; what was its first failure is.
+    pub(crate) fn fail(&self, error: Error) -> Error {
+        match self.members.is_closed() {
+            true => self.members.check().err().unwrap_or(error),
+            false => self.members.fail_with(error).into(),
+        }
+    }
+
+    /// How long its calls may take.
+    pub(crate) fn timeout(&self) -> Timeout {
+        self.options.timeout
+    }
+
     /// Leaves the group: a call that is going on ends with `ABORTED`, later ones are refused, and peers that wait for
     /// this rank hear that it left. What it has delivered stays readable to them.
     pub fn leave(&self) {

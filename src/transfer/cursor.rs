@@ -8,6 +8,11 @@ use crate::communicator::copy;
 /// Runs that are worth streaming: of shorter ones too many lines are written in part.
 const STREAMED: usize = if cfg!(test) { 16 } else { 512 };
 
+/// Runs of so many bytes are asked for while the one before is copied, up to a page of each: shorter ones are over too
+/// soon.
+const EXPECTED: usize = 2048;
+const PAGE: usize = 4096;
+
 /// A way through the bytes of a box in row-major order, run by run. Holds no pointer: whoever reads or writes says
 /// where the view's base address is.
 #[derive(Debug)]
@@ -32,6 +37,18 @@ struct Axis {
     /// In bytes.
     stride: i64,
     at: u64,
+}
+
+/// See [`Cursor::stretch`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stretch {
+    /// Where the first run begins.
+    pub(super) offset: i64,
+    /// Bytes of a run; of the rest of one if it is the only.
+    pub(super) run: usize,
+    /// From run to run, in bytes.
+    pub(super) stride: i64,
+    pub(super) count: usize,
 }
 
 impl Cursor {
@@ -59,6 +76,30 @@ impl Cursor {
     /// Where the next byte is, and how many follow it in memory; `None` at the end.
     pub fn run(&self) -> Option<(i64, usize)> {
         (self.left > 0).then(|| (self.base + self.within as i64, self.run - self.within))
+    }
+
+    /// The next bytes that lie in runs of one length and distance, at most so many; `None` at the end.
+    pub(super) fn stretch(&self, at_most: usize) -> Option<Stretch> {
+        let (offset, left) = self.run()?;
+        let (row, stride) = self.axes.last().map_or((0, 0), |axis| ((axis.extent - axis.at) as usize, axis.stride));
+        let count = row.min(at_most / self.run);
+        match self.within == 0 && count > 1 {
+            true => Some(Stretch { offset, run: self.run, stride, count }),
+            false => Some(Stretch { offset, run: left.min(at_most), stride: 0, count: 1 }),
+        }
+    }
+
+    /// Goes on by some bytes, to the end at most.
+    pub(super) fn skip(&mut self, mut bytes: usize) {
+        while bytes > 0
+            && let Some(stretch) = self.stretch(bytes)
+        {
+            bytes -= stretch.run * stretch.count;
+            match stretch.count {
+                1 => self.advance(stretch.run),
+                count => self.pass(count),
+            }
+        }
     }
 
     /// Goes on by some bytes of the present run, to its end at most.
@@ -93,40 +134,36 @@ impl Cursor {
     /// # Safety
     /// As [`Cursor::read`] or, if not `READ`, [`Cursor::write`].
     unsafe fn copy<const READ: bool>(&mut self, memory: *mut u8, mut buffer: *mut u8, mut bytes: usize) {
-        while bytes > 0 {
-            let row = self.axes.last().map_or(0, |axis| axis.extent - axis.at) as usize;
-            let count = row.min(bytes / self.run);
-            if self.within == 0 && count > 1 {
-                let stride = self.axes.last().map_or(0, |axis| axis.stride) as isize;
-                // SAFETY: `count` runs follow, each within the span by the making of the view; the buffer has room.
-                unsafe {
-                    let place = memory.offset(self.base as isize);
-                    match self.run {
-                        1 => strided::<u8, READ>(place, stride, buffer, count),
-                        2 => strided::<u16, READ>(place, stride, buffer, count),
-                        4 => strided::<u32, READ>(place, stride, buffer, count),
-                        8 => strided::<u64, READ>(place, stride, buffer, count),
-                        16 => strided::<u128, READ>(place, stride, buffer, count),
-                        run => rows::<READ>(place, stride, buffer, count, run, self.streams),
-                    }
-                    buffer = buffer.add(count * self.run);
-                }
-                bytes -= count * self.run;
-                self.left -= (count * self.run) as u64;
-                if self.left > 0 {
-                    self.step(count as u64);
-                }
-                continue;
-            }
-            let piece = bytes.min(self.run - self.within);
-            // SAFETY: `piece` bytes of the present run follow, and the buffer has room.
+        while bytes > 0
+            && let Some(Stretch { offset, run, stride, count }) = self.stretch(bytes)
+        {
+            // SAFETY: `count` runs follow, each within the span by the making of the view; the buffer has room.
             unsafe {
-                let place = memory.offset(self.base as isize + self.within as isize);
-                one::<READ>(place, buffer, piece, self.streams);
-                buffer = buffer.add(piece);
+                let (place, stride) = (memory.offset(offset as isize), stride as isize);
+                match run {
+                    _ if count == 1 => one::<READ>(place, buffer, run, self.streams),
+                    1 => strided::<u8, READ>(place, stride, buffer, count),
+                    2 => strided::<u16, READ>(place, stride, buffer, count),
+                    4 => strided::<u32, READ>(place, stride, buffer, count),
+                    8 => strided::<u64, READ>(place, stride, buffer, count),
+                    16 => strided::<u128, READ>(place, stride, buffer, count),
+                    run => rows::<READ>(place, stride, buffer, count, run, self.streams),
+                }
+                buffer = buffer.add(count * run);
             }
-            bytes -= piece;
-            self.advance(piece);
+            bytes -= count * run;
+            match count {
+                1 => self.advance(run),
+                count => self.pass(count),
+            }
+        }
+    }
+
+    /// Goes on by some whole runs of the present row.
+    fn pass(&mut self, runs: usize) {
+        self.left -= (runs * self.run) as u64;
+        if self.left > 0 {
+            self.step(runs as u64);
         }
     }
 
@@ -173,6 +210,9 @@ unsafe fn rows<const READ: bool>(
     streams: bool,
 ) {
     for at in 0..count {
+        if READ && run >= EXPECTED {
+            copy::expect(place.wrapping_offset(stride * (at + 1) as isize), run.min(PAGE));
+        }
         // SAFETY: the caller's promises.
         unsafe { one::<READ>(place.offset(stride * at as isize), buffer.add(at * run), run, streams) }
     }

@@ -5,7 +5,7 @@
 
 use super::cells::Needs;
 use super::layout::Side;
-use super::plan::{ALIGN, Plan, Transport};
+use super::plan::{ALIGN, Bucket, Plan, Transport};
 
 /// What one rank does, in bytes of payload (gaps between chunks not counted).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,11 +161,30 @@ fn receive_bound(plan: &Plan, rank: u32) -> u64 {
 /// Finds how many operations every rank may have in flight within the staging cap, and what each then stages.
 pub(super) fn bound_staging(plan: &mut Plan) -> u32 {
     let holds: Vec<Vec<Hold>> = plan.ranks.iter().map(|rank| holds(plan, *rank)).collect();
-    let cap = plan.options.staging_bytes;
-    let fits = |in_flight: usize| holds.iter().all(|holds| peak(holds, in_flight) <= cap);
-    // One always fits, and more never hold less.
+    // More never hold less.
     let longest = holds.iter().map(Vec::len).max().unwrap_or(0).max(1);
-    let (mut low, mut high) = (1, longest.min(plan.options.in_flight as usize));
+    let most = longest.min(plan.options.in_flight as usize);
+    let low = deepest(most, |depth| holds.iter().all(|holds| peak(holds, depth) <= plan.options.staging_bytes));
+    for (load, holds) in plan.loads.iter_mut().zip(&holds) {
+        load.staging = peak(holds, low);
+    }
+    low as u32
+}
+
+/// As [`bound_staging`], for one rank that stages so much more for every bucket: how many operations it may have in
+/// flight, and how much it then stages. One it may have even where that exceeds the cap.
+pub(super) fn staging_with(plan: &Plan, rank: u32, more: impl Fn(&Bucket<'_>) -> u64) -> (usize, u64) {
+    let mut holds = holds(plan, rank);
+    for (hold, operation) in holds.iter_mut().zip(plan.operations(rank)) {
+        hold.bytes += plan.bucket(*operation as usize).map_or(0, |bucket| more(&bucket));
+    }
+    let depth = deepest(plan.in_flight() as usize, |depth| peak(&holds, depth) <= plan.options.staging_bytes);
+    (depth, peak(&holds, depth))
+}
+
+/// The largest number up to `most` that fits, if all that are smaller do; 1 if none does.
+fn deepest(most: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (1, most.max(1));
     while low < high {
         let middle = low + (high - low).div_ceil(2);
         if fits(middle) {
@@ -174,10 +193,7 @@ pub(super) fn bound_staging(plan: &mut Plan) -> u32 {
             high = middle - 1;
         }
     }
-    for (load, holds) in plan.loads.iter_mut().zip(&holds) {
-        load.staging = peak(holds, low);
-    }
-    low as u32
+    low
 }
 
 /// What an operation holds while it is in flight, and a block that stays until a later operation is done.

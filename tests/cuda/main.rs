@@ -4,6 +4,7 @@
 //!
 //! * [`stub`] — builds the stub, and runs each test in a process of its own that has it;
 //! * [`machine`] — ranks, buffers and streams;
+//! * [`random`], [`simulation`] and [`numbers`] — the tensors of transfers, and what must arrive;
 //! * the rest — the promises.
 
 mod absence;
@@ -12,4 +13,14 @@ mod captures;
 mod failures;
 mod machine;
 mod neighbours;
+#[path = "../transfer/numbers.rs"]
+#[allow(dead_code, reason = "shared with the tests of transfers, which need more of it")]
+mod numbers;
+#[path = "../transfer/random.rs"]
+#[allow(dead_code, reason = "shared with the tests of transfers, which need more of it")]
+mod random;
+#[path = "../transfer/simulation.rs"]
+#[allow(dead_code, reason = "shared with the tests of transfers, which need more of it")]
+mod simulation;
 mod stub;
+mod transfers;

@@ -78,6 +78,45 @@ pub const LOCATION_DEVICE: c_int = 1;
 /// An attribute of a launch: it may begin while the kernel before it still runs.
 pub const LAUNCH_PROGRAMMATIC: c_int = 6;
 
+/// The kinds of memory at the ends of a [`Copy2d`].
+pub const END_ON_HOST: c_uint = 1;
+/// See [`END_ON_HOST`].
+pub const END_ON_DEVICE: c_uint = 2;
+/// The furthest that rows of a [`Copy2d`] may be apart, on every device.
+pub const MAX_PITCH: usize = i32::MAX as usize;
+
+/// One end of a [`Copy2d`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CopyEnd {
+    /// Bytes and rows to leave out.
+    pub skipped: [usize; 2],
+    /// [`END_ON_HOST`] or [`END_ON_DEVICE`].
+    pub kind: c_uint,
+    /// The first row, if it is on the host.
+    pub host: *mut c_void,
+    /// The first row, if it is on a device.
+    pub device: Address,
+    /// Where it is in an array: nowhere.
+    pub array: *mut c_void,
+    /// From row to row.
+    pub pitch: usize,
+}
+
+/// `CUDA_MEMCPY2D`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Copy2d {
+    /// The source.
+    pub from: CopyEnd,
+    /// The target.
+    pub to: CopyEnd,
+    /// Bytes of a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
 /// `CUuuid`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -239,6 +278,7 @@ functions! {
         (address: *mut Address, host: *mut c_void, flags: c_uint);
     memset_async = c"cuMemsetD8Async" (address: Address, byte: u8, count: usize, stream: Stream);
     memcpy_async = c"cuMemcpyAsync" (to: Address, from: Address, bytes: usize, stream: Stream);
+    memcpy_2d_async = c"cuMemcpy2DAsync_v2" (copy: *const Copy2d, stream: Stream);
     pointer_get_attributes = c"cuPointerGetAttributes"
         (count: c_uint, attributes: *const c_int, data: *mut *mut c_void, pointer: Address);
     mem_create = c"cuMemCreate"

@@ -31,6 +31,36 @@ impl Tile {
     }
 }
 
+/// One side of a chunk: where its elements are, in order.
+pub(super) struct Place {
+    pub(super) cursor: Cursor,
+    /// The view's base address.
+    pub(super) memory: *mut u8,
+    pub(super) dtype: DType,
+    /// Whether that is memory of a device, which nobody here may touch.
+    pub(super) is_on_device: bool,
+}
+
+impl Place {
+    /// Elements of the host, one behind the other.
+    pub(super) fn on_host(memory: *mut u8, dtype: DType, count: usize) -> Place {
+        let cursor = Cursor::contiguous((count * dtype.size()) as u64);
+        Place { cursor, memory, dtype, is_on_device: false }
+    }
+
+    /// What is left of them.
+    pub(super) fn elements(&mut self) -> Elements<'_> {
+        Elements { cursor: &mut self.cursor, memory: self.memory, dtype: self.dtype }
+    }
+
+    /// Where all of them are, if they lie one behind the other in memory of the host.
+    pub(super) fn in_one_run(&self) -> Option<*mut u8> {
+        let (offset, bytes) = self.cursor.run()?;
+        let in_one = bytes as u64 == self.cursor.left() && !self.is_on_device;
+        in_one.then(|| self.memory.wrapping_offset(offset as isize))
+    }
+}
+
 /// What a cursor goes through: the elements of one side.
 pub(super) struct Elements<'a> {
     pub(super) cursor: &'a mut Cursor,
@@ -152,10 +182,7 @@ pub(super) unsafe fn relay(from: Elements<'_>, wire: DType, to: Elements<'_>, mu
 
 /// A chunk of a bucket that is conveyed.
 pub(super) struct Part {
-    pub(super) cursor: Cursor,
-    /// The view's base address.
-    pub(super) memory: *mut u8,
-    pub(super) dtype: DType,
+    pub(super) place: Place,
     /// What its elements are in the bucket.
     pub(super) wire: DType,
     /// Where in the bucket they begin, and their bytes there.
@@ -196,12 +223,11 @@ impl Pieces for Conveyor {
             unsafe {
                 match self.parts.get_mut(self.next) {
                     Some(part) if gap == 0 => {
-                        part.cursor.stream(streams);
-                        let elements = Elements { cursor: &mut part.cursor, memory: part.memory, dtype: part.dtype };
+                        part.place.cursor.stream(streams);
                         let count = step / part.wire.size();
                         match self.is_source {
-                            true => pack(elements, part.wire, place, count),
-                            false => unpack(elements, part.wire, place, count),
+                            true => pack(part.place.elements(), part.wire, place, count),
+                            false => unpack(part.place.elements(), part.wire, place, count),
                         }
                     }
                     // Nobody gets to see what was in the memory before.
@@ -265,15 +291,13 @@ mod tests {
             let region = Region { start: vec![0, 0], extent: vec![9, 1] };
             let view = View::new(region, DType::Float32, Side::Target, Some(&[4, 1])).unwrap();
             let cursor = view.cursor(&[0, 0], &[9, 1]).unwrap();
-            Part { cursor, memory, dtype: DType::Float32, wire: DType::Float32, offset: 16, bytes: 36 }
+            let place = Place { cursor, memory, dtype: DType::Float32, is_on_device: false };
+            Part { place, wire: DType::Float32, offset: 16, bytes: 36 }
         };
         let parts = |memory: &mut [f32]| {
             let memory: *mut u8 = memory.as_mut_ptr().cast();
-            let (cursor, wire) = (Cursor::contiguous(20), DType::Bfloat16);
-            vec![
-                Part { cursor, memory, dtype: DType::Float32, wire, offset: 0, bytes: 10 },
-                column(memory.wrapping_add(20)),
-            ]
+            let place = Place::on_host(memory, DType::Float32, 5);
+            vec![Part { place, wire: DType::Bfloat16, offset: 0, bytes: 10 }, column(memory.wrapping_add(20))]
         };
         for step in [16, 32, 48, 52] {
             for streams in [false, true] {

@@ -3,12 +3,16 @@
 //! * this page — [`Transfer`], what a caller sees: bind memory, start, poll or wait, and again;
 //! * `tensors` — the bound memory, and whether anything overlaps that may not;
 //! * `walk` — the operations of this rank, several in flight; `wire` — what they travel by;
-//! * `convey` — strides, casts and copies; `staging` — memory for buckets.
+//! * `convey` — strides, casts and copies; `ferry` — copies that a device makes; `staging` — memory for buckets.
+//!
+//! A CUDA group's transfer is carried out by its CPU sibling: what lies on a device passes through the host's memory, or
+//! stays on the device.
 //!
 //! All decisions were taken by the plan, which the ranks prove to have in common before the first byte moves. Messages
 //! between two ranks are all that is used, beside the group's collectives, so that no groups have to be made.
 
 mod convey;
+mod ferry;
 mod staging;
 mod tensors;
 #[cfg(test)]
@@ -17,6 +21,7 @@ mod walk;
 mod wire;
 
 use std::{
+    ffi::c_void,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -24,7 +29,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{tensors::Tensors, walk::Walk, wire::Post};
+use self::{
+    ferry::{Copies, Ferry},
+    tensors::Tensors,
+    walk::{GLANCE, Walk},
+    wire::Post,
+};
 use super::{layout::Side, plan::Plan};
 use crate::{
     communicator::{Call, Descriptor, Progress},
@@ -41,8 +51,14 @@ const NAP: Duration = Duration::from_millis(1);
 pub struct Transfer {
     plan: Arc<Plan>,
     group: Arc<Group>,
+    /// Carries the messages: the group, or its CPU sibling.
+    carrier: Arc<Group>,
+    /// The way to tensors on a device.
+    ferry: Option<Arc<Ferry>>,
     tensors: Tensors,
     state: State,
+    /// What was on the caller's stream at the start.
+    before: Option<Copies>,
     walk: Option<Walk<Post>>,
     /// Bytes in all buckets of this rank.
     bytes: u64,
@@ -111,11 +127,13 @@ impl Transfer {
                 group.size()
             )));
         }
-        let tensors = Tensors::new(&plan, group.rank());
+        let carrier = group.cpu().unwrap_or(&group).clone();
+        let ferry = group.device().map(|ordinal| Ferry::new(ordinal, group.timeout())).transpose()?.map(Arc::new);
+        let tensors = Tensors::new(&plan, group.rank(), ferry.as_ref().map(|ferry| ferry.device()));
         let operations = plan.operations(group.rank()).iter();
         let bytes =
             operations.filter_map(|operation| plan.bucket(*operation as usize)).map(|bucket| bucket.bytes).sum();
-        Ok(Transfer { plan, group, tensors, state: State::Idle, walk: None, bytes })
+        Ok(Transfer { plan, group, carrier, ferry, tensors, state: State::Idle, before: None, walk: None, bytes })
     }
 
     /// The plan.
@@ -129,7 +147,8 @@ impl Transfer {
     }
 
     /// Says where this rank's part of a tensor lies on one side: the address of its first element, and strides in
-    /// elements (`None`: contiguous and row-major). Not while the transfer is going on.
+    /// elements (`None`: contiguous and row-major). On a CUDA group that is memory of the rank's device or of the host.
+    /// Not while the transfer is going on.
     ///
     /// # Safety
     /// The memory is readable, or writable for a target, for the span of [`super::View::new`] with these strides, until
@@ -145,11 +164,26 @@ impl Transfer {
     ///
     /// Tensors that are not bound, or overlap where that is not allowed, are INVALID_ARGUMENT and nothing has happened.
     pub fn start(&mut self) -> Result<()> {
+        self.start_behind(std::ptr::null_mut())
+    }
+
+    /// As [`Transfer::start`], behind what is on a stream of the rank's device now: before that is over no tensor is
+    /// read or written. NULL: the legacy default stream, or none on a CPU group.
+    pub fn start_behind(&mut self, stream: *mut c_void) -> Result<()> {
         self.refuse_while_moving("started")?;
         if let State::Failed(error) = &self.state {
             return Err(error.clone());
         }
+        self.group.check()?;
         self.tensors.check(&self.plan)?;
+        self.before = match &self.ferry {
+            Some(ferry) => Some(ferry.work_of(stream)?),
+            None if stream.is_null() => None,
+            None => {
+                let why = "stream is not NULL, but this is a CPU group: its calls happen on no stream";
+                return Err(Error::invalid(why));
+            }
+        };
         if let Some(walk) = &mut self.walk {
             walk.restart();
             self.state = State::Moving;
@@ -169,7 +203,7 @@ impl Transfer {
             count: TICKET as u64,
         };
         let call = Call::new(descriptor, mine.as_ptr(), all.as_mut_ptr());
-        let request = self.group.start(call, Timeout::Default)?;
+        let request = self.carrier.start(call, Timeout::Default)?;
         self.state = State::Checking(Check { request, _mine: mine, all });
         Ok(())
     }
@@ -194,23 +228,30 @@ impl Transfer {
                         let compared = compare(&check.all, &self.plan.hash(), &self.group);
                         match compared {
                             Ok(number) => {
-                                let post = Post { group: self.group.clone(), number };
-                                self.walk = Some(Walk::new(self.plan.clone(), self.group.rank(), post));
+                                let post = Post { group: self.carrier.clone(), number };
+                                let (plan, ferry) = (self.plan.clone(), self.ferry.clone());
+                                self.walk = Some(Walk::new(plan, self.group.rank(), post, ferry));
                                 self.state = State::Moving;
                             }
                             Err(error) => return Err(self.fail(error)),
                         }
                     }
                     Ok(_) => return Ok(Progress::Pending),
-                    Err(error) => return Err(self.fail(error)),
+                    Err(error) => return Err(self.fail_group(error)),
                 },
                 State::Moving => {
+                    match self.before.as_ref().map(Copies::are_over) {
+                        None => {}
+                        Some(Ok(true)) => self.before = None,
+                        Some(Ok(false)) => return Ok(Progress::Pending),
+                        Some(Err(error)) => return Err(self.fail_group(error)),
+                    }
                     let Some(walk) = &mut self.walk else { return Err(Error::Internal("nothing moves".into())) };
                     // SAFETY: `start` checked the tensors; who bound them promised the rest.
                     match unsafe { walk.poll(&self.tensors) } {
                         Ok(true) => self.state = State::Done,
                         Ok(false) => return Ok(Progress::Pending),
-                        Err(error) => return Err(self.fail(error)),
+                        Err(error) => return Err(self.fail_group(error)),
                     }
                 }
             }
@@ -241,6 +282,7 @@ impl Transfer {
                 // How it ended, `poll` says.
                 let _ = check.request.wait(Timeout::After(NAP.min(at_most)));
             }
+            (State::Moving, _) if self.before.is_some() => std::thread::sleep(GLANCE.min(at_most)),
             (State::Moving, Some(walk)) => walk.rest(NAP.min(at_most)),
             _ => {}
         }
@@ -287,6 +329,17 @@ impl Transfer {
             true => Err(Error::usage(format_args!("the transfer is going on; it cannot be {what} before it is over"))),
             false => Ok(()),
         }
+    }
+
+    /// Others count on what this rank does not do any more: they hear of it.
+    fn fail_group(&mut self, mut error: Error) -> Error {
+        if !error.is_harmless() {
+            error = self.carrier.fail(error);
+            if !Arc::ptr_eq(&self.carrier, &self.group) {
+                self.group.fail(error.clone());
+            }
+        }
+        self.fail(error)
     }
 
     fn fail(&mut self, error: Error) -> Error {

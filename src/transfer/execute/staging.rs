@@ -9,7 +9,10 @@ use std::{
     ptr::NonNull,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    cuda::{device::Device, pinned::Pinned},
+    error::{Error, Result},
+};
 
 /// Buffers begin at multiples of this: a cache line, and the widest vector.
 const ALIGN: usize = 64;
@@ -24,6 +27,8 @@ pub(super) struct Staging {
     /// Bytes of all buffers, free ones too.
     held: u64,
     free: Vec<Buffer>,
+    /// The device that copies from buffers and to them.
+    device: Option<&'static Device>,
 }
 
 /// A piece of memory, with undefined contents at first.
@@ -32,15 +37,18 @@ pub(super) struct Buffer {
     capacity: u64,
     /// How much of it is not used.
     spare: u64,
+    /// What it is, where a device copies from it and to it.
+    pinned: Option<Pinned>,
 }
 
 // SAFETY: the buffer owns its memory.
 unsafe impl Send for Buffer {}
 
 impl Staging {
-    /// Memory for a rank that never needs more than `planned` bytes at once, of at most `cap`.
-    pub(super) fn new(cap: u64, planned: u64) -> Staging {
-        Staging { cap, slack: cap.saturating_sub(planned), held: 0, free: Vec::new() }
+    /// Memory for a rank that never needs more than `planned` bytes at once, of at most `cap`; pinned where a device is
+    /// to copy from it and to it.
+    pub(super) fn new(cap: u64, planned: u64, device: Option<&'static Device>) -> Staging {
+        Staging { cap, slack: cap.saturating_sub(planned), held: 0, free: Vec::new(), device }
     }
 
     /// A buffer of at least so many bytes.
@@ -59,12 +67,18 @@ impl Staging {
         {
             self.held -= buffer.capacity;
         }
-        let layout = Layout::from_size_align(wanted as usize, ALIGN);
-        // SAFETY: the size is not 0.
-        let start = layout.ok().and_then(|layout| NonNull::new(unsafe { alloc::alloc(layout) }));
+        let pinned = self.device.map(|device| Pinned::with(device, wanted as usize)).transpose()?;
+        let start = match &pinned {
+            Some(pinned) => NonNull::new(pinned.start()),
+            None => {
+                let layout = Layout::from_size_align(wanted as usize, ALIGN);
+                // SAFETY: the size is not 0.
+                layout.ok().and_then(|layout| NonNull::new(unsafe { alloc::alloc(layout) }))
+            }
+        };
         let start = start.ok_or_else(|| Error::OutOfMemory(format!("{wanted} bytes to stage a transfer")))?;
         self.held += wanted;
-        Ok(Buffer { start, capacity: wanted, spare: 0 })
+        Ok(Buffer { start, capacity: wanted, spare: 0, pinned })
     }
 
     /// Takes a buffer back.
@@ -88,6 +102,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.pinned.is_some() {
+            return;
+        }
         // SAFETY: allocated by `take` with this layout, which was valid there.
         unsafe { alloc::dealloc(self.start.as_ptr(), Layout::from_size_align_unchecked(self.capacity as usize, ALIGN)) }
     }
@@ -106,7 +123,7 @@ mod tests {
         };
         for slack in [0, 64, 4096] {
             let planned = 4096;
-            let mut staging = Staging::new(planned + slack, planned);
+            let mut staging = Staging::new(planned + slack, planned, None);
             let mut used: Vec<(Buffer, u64)> = Vec::new();
             for _ in 0..5000 {
                 let wanted = (1 + random(1500)).next_multiple_of(GRAIN);
@@ -126,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_used_again() {
-        let mut staging = Staging::new(1 << 20, 1 << 10);
+        let mut staging = Staging::new(1 << 20, 1 << 10, None);
         let first = staging.take(1000).unwrap();
         let place = first.start();
         staging.give(first);

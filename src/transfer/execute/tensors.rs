@@ -5,8 +5,19 @@
 
 use std::ops::Range;
 
-use super::super::{cursor::Cursor, layout::Side, plan::Plan, view::View};
-use crate::error::{Error, Result};
+use super::{
+    super::{
+        layout::Side,
+        plan::{Chunk, Plan},
+        view::View,
+    },
+    convey::Place,
+};
+use crate::{
+    cuda::{device::Device, driver},
+    dtype::DType,
+    error::{Error, Result},
+};
 
 /// Overlapping spans are compared run by run, as long as there are no more runs than this.
 const MOST_RUNS: usize = 1 << 22;
@@ -16,11 +27,14 @@ pub(super) struct Bound {
     /// The view's base address.
     pub(super) memory: *mut u8,
     pub(super) view: View,
+    pub(super) is_on_device: bool,
 }
 
 /// All tensors of one rank.
 pub(super) struct Tensors {
     rank: u32,
+    /// Whose memory it may be, beside the host's.
+    device: Option<&'static Device>,
     /// By item; `None` while nothing is bound, and where the rank is not in the mesh.
     sources: Vec<Option<Bound>>,
     targets: Vec<Option<Bound>>,
@@ -32,9 +46,9 @@ pub(super) struct Tensors {
 unsafe impl Send for Tensors {}
 
 impl Tensors {
-    pub(super) fn new(plan: &Plan, rank: u32) -> Tensors {
+    pub(super) fn new(plan: &Plan, rank: u32, device: Option<&'static Device>) -> Tensors {
         let none = || (0..plan.item_count()).map(|_| None).collect();
-        Tensors { rank, sources: none(), targets: none(), checked: false }
+        Tensors { rank, device, sources: none(), targets: none(), checked: false }
     }
 
     /// Binds one side of a tensor.
@@ -61,23 +75,33 @@ impl Tensors {
         if inside.0 < 0 || inside.1 > usize::MAX as i128 {
             return Err(what(Error::invalid("it reaches beyond the address space")));
         }
+        let mut bound = Bound { memory, view, is_on_device: false };
+        if let Some(device) = self.device {
+            bound.is_on_device = is_on_device(&bound.span(), device).map_err(what)?;
+        }
         let slot = if side == Side::Source { &mut self.sources[item] } else { &mut self.targets[item] };
-        *slot = Some(Bound { memory, view });
+        *slot = Some(bound);
         self.checked = false;
         Ok(())
     }
 
     /// One side of a tensor.
-    pub(super) fn get(&self, item: usize, side: Side) -> Result<&Bound> {
+    fn get(&self, item: usize, side: Side) -> Result<&Bound> {
         let bound = if side == Side::Source { self.sources.get(item) } else { self.targets.get(item) };
         bound.and_then(Option::as_ref).ok_or_else(|| Error::Internal(format!("tensor {item} moves unbound")))
     }
 
-    /// A box of one side of a tensor.
-    pub(super) fn cursor(&self, item: usize, side: Side, start: &[u64], extent: &[u64]) -> Result<(&Bound, Cursor)> {
-        let bound = self.get(item, side)?;
-        let cursor = bound.view.cursor(start, extent);
-        Ok((bound, cursor.ok_or_else(|| Error::Internal(format!("a chunk reaches out of tensor {item}")))?))
+    /// Where one side of a chunk is.
+    pub(super) fn place(&self, chunk: &Chunk<'_>, side: Side, dtype: DType) -> Result<Place> {
+        let bound = self.get(chunk.item, side)?;
+        let cursor = bound.view.cursor(chunk.start, chunk.extent);
+        let cursor = cursor.ok_or_else(|| Error::Internal(format!("a chunk reaches out of tensor {}", chunk.item)))?;
+        Ok(Place { cursor, memory: bound.memory, dtype, is_on_device: bound.is_on_device })
+    }
+
+    /// Whether one side of a tensor is on the device.
+    pub(super) fn is_on_device(&self, item: usize, side: Side) -> bool {
+        self.get(item, side).is_ok_and(|bound| bound.is_on_device)
     }
 
     /// Whether source and target of a tensor are one memory, so that copying one to the other changes nothing.
@@ -174,6 +198,32 @@ impl Bound {
         }
         runs.sort_unstable_by_key(|run| run.start);
         Some(runs)
+    }
+}
+
+/// Whether some memory is the device's; if not, it is the host's.
+fn is_on_device(span: &Range<usize>, device: &Device) -> Result<bool> {
+    let (start, length) = (span.start as u64, (span.end - span.start) as u64);
+    if length == 0 {
+        return Ok(false);
+    }
+    let facts = device.facts(start).map_err(|error| error.during(format_args!("whose memory {start:#x} is")))?;
+    if facts.kind != driver::MEMORY_OF_DEVICE {
+        return Ok(false);
+    }
+    if facts.ordinal != device.ordinal {
+        return Err(Error::invalid(format_args!(
+            "{start:#x} is memory of CUDA device {}; this rank's tensors are memory of {device}, or of the host",
+            facts.ordinal
+        )));
+    }
+    match facts.holds(start, length) {
+        true => Ok(true),
+        false => Err(Error::invalid(format_args!(
+            "it takes {length} bytes from {start:#x} on, but the allocation is from {:#x} to {:#x}",
+            facts.base,
+            facts.end()
+        ))),
     }
 }
 

@@ -1,10 +1,14 @@
 //! Walks over a network that exists only here: nothing is buffered, and dice decide when a message moves.
 
-use std::{cell::RefCell, collections::BTreeSet, ptr::NonNull, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
-use super::{super::layout::Side, tensors::Tensors, walk::Walk, wire::Wire};
+use super::{
+    super::layout::Side,
+    tensors::Tensors,
+    walk::Walk,
+    wire::{Memory, Wire},
+};
 use crate::{
-    communicator::Pieces,
     dtype::{DType, Op},
     error::{Error, Result},
     transfer::{Item, Layout, Mesh, Options, Placement, Plan, Transport},
@@ -26,18 +30,12 @@ struct Message {
     to: u32,
     tag: u32,
     send: bool,
-    place: Place,
+    memory: Memory,
     bytes: usize,
     over: bool,
 }
 
-#[derive(Clone, Copy)]
-enum Place {
-    Memory(*mut u8),
-    Pieces(NonNull<dyn Pieces>),
-}
-
-impl Place {
+impl Memory {
     /// Copies a whole message between here and `buffer`.
     ///
     /// # Safety
@@ -46,9 +44,9 @@ impl Place {
         // SAFETY: the caller's promise; steps are multiples of 16 bytes but for the last.
         unsafe {
             match self {
-                Place::Memory(memory) if send => memory.copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()),
-                Place::Memory(memory) => memory.copy_from_nonoverlapping(buffer.as_ptr(), buffer.len()),
-                Place::Pieces(mut pieces) => {
+                Memory::Place(place) if send => place.copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()),
+                Memory::Place(place) => place.copy_from_nonoverlapping(buffer.as_ptr(), buffer.len()),
+                Memory::Pieces(mut pieces) => {
                     let mut rest = buffer;
                     while !rest.is_empty() {
                         let step = (16 * (1 + dice(100))).min(rest.len());
@@ -105,7 +103,7 @@ impl Network {
         let (send, receive) = pairs[self.random(pairs.len())];
         let (from, to) = (&self.messages[send], &self.messages[receive]);
         assert_eq!(from.bytes, to.bytes, "both sides mean the same bytes");
-        let (from, to, mut buffer) = (from.place, to.place, vec![0; from.bytes]);
+        let (from, to, mut buffer) = (from.memory, to.memory, vec![0; from.bytes]);
         // SAFETY: both walks promised memory or pieces until their side is over.
         unsafe {
             from.pass(true, &mut buffer, &mut |below| self.random(below));
@@ -124,27 +122,13 @@ struct Link {
 impl Wire for Link {
     type Ticket = usize;
 
-    unsafe fn send(&mut self, to: u32, tag: u32, memory: *const u8, bytes: u64) -> Result<usize> {
-        let place = Place::Memory(memory.cast_mut());
-        let message = Message { from: self.rank, to, tag, send: true, place, bytes: bytes as usize, over: false };
+    unsafe fn send(&mut self, to: u32, tag: u32, memory: Memory, bytes: u64) -> Result<usize> {
+        let message = Message { from: self.rank, to, tag, send: true, memory, bytes: bytes as usize, over: false };
         self.network.borrow_mut().post(message)
     }
 
-    unsafe fn receive(&mut self, from: u32, tag: u32, memory: *mut u8, bytes: u64) -> Result<usize> {
-        let place = Place::Memory(memory);
-        let message = Message { from, to: self.rank, tag, send: false, place, bytes: bytes as usize, over: false };
-        self.network.borrow_mut().post(message)
-    }
-
-    unsafe fn send_pieces(&mut self, to: u32, tag: u32, pieces: NonNull<dyn Pieces>, bytes: u64) -> Result<usize> {
-        let place = Place::Pieces(pieces);
-        let message = Message { from: self.rank, to, tag, send: true, place, bytes: bytes as usize, over: false };
-        self.network.borrow_mut().post(message)
-    }
-
-    unsafe fn receive_pieces(&mut self, from: u32, tag: u32, pieces: NonNull<dyn Pieces>, bytes: u64) -> Result<usize> {
-        let place = Place::Pieces(pieces);
-        let message = Message { from, to: self.rank, tag, send: false, place, bytes: bytes as usize, over: false };
+    unsafe fn receive(&mut self, from: u32, tag: u32, memory: Memory, bytes: u64) -> Result<usize> {
+        let message = Message { from, to: self.rank, tag, send: false, memory, bytes: bytes as usize, over: false };
         self.network.borrow_mut().post(message)
     }
 
@@ -242,7 +226,7 @@ fn each_element(plan: &Plan, item: usize, side: Side, rank: u32, mut each: impl 
 
 impl Rank {
     fn new(plan: &Plan, rank: u32) -> Rank {
-        let mut made = Rank { tensors: Tensors::new(plan, rank), memory: Vec::new() };
+        let mut made = Rank { tensors: Tensors::new(plan, rank, None), memory: Vec::new() };
         for item in 0..plan.item_count() {
             for side in [Side::Source, Side::Target] {
                 let Some(region) = plan.region(item, side, rank) else { continue };
@@ -294,7 +278,7 @@ fn plan(seed: u64) -> Arc<Plan> {
 
 fn walks(plan: &Arc<Plan>, network: &Rc<RefCell<Network>>) -> (Vec<Rank>, Vec<Walk<Link>>) {
     let ranks = (0..WORLD).map(|rank| Rank::new(plan, rank)).collect();
-    let walk = |rank| Walk::new(plan.clone(), rank, Link { rank, network: network.clone() });
+    let walk = |rank| Walk::new(plan.clone(), rank, Link { rank, network: network.clone() }, None);
     (ranks, (0..WORLD).map(walk).collect())
 }
 

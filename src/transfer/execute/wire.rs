@@ -13,6 +13,15 @@ use crate::{
     group::{Group, Request},
 };
 
+/// Where a message's bytes are.
+#[derive(Clone, Copy)]
+pub(super) enum Memory {
+    /// One behind the other.
+    Place(*mut u8),
+    /// They pass through these.
+    Pieces(NonNull<dyn Pieces>),
+}
+
 /// See the module.
 pub(super) trait Wire {
     /// A message under way.
@@ -21,38 +30,15 @@ pub(super) trait Wire {
     /// Sends bytes to a rank.
     ///
     /// # Safety
-    /// Until the message is over, or was given up, the bytes are readable and nobody writes there.
-    unsafe fn send(&mut self, to: u32, tag: u32, memory: *const u8, bytes: u64) -> Result<Self::Ticket>;
+    /// Until the message is over, or was given up, the bytes are readable and nobody writes there; pieces have so many.
+    unsafe fn send(&mut self, to: u32, tag: u32, memory: Memory, bytes: u64) -> Result<Self::Ticket>;
 
     /// Receives bytes from a rank, exactly so many.
     ///
     /// # Safety
-    /// Until the message is over, or was given up, the memory is writable and nobody else touches it.
-    unsafe fn receive(&mut self, from: u32, tag: u32, memory: *mut u8, bytes: u64) -> Result<Self::Ticket>;
-
-    /// Sends bytes that pass through `pieces`.
-    ///
-    /// # Safety
-    /// Until the message is over, or was given up, the pieces are there, with so many bytes, and nobody else's.
-    unsafe fn send_pieces(
-        &mut self,
-        to: u32,
-        tag: u32,
-        pieces: NonNull<dyn Pieces>,
-        bytes: u64,
-    ) -> Result<Self::Ticket>;
-
-    /// Receives bytes that pass through `pieces`, exactly so many.
-    ///
-    /// # Safety
-    /// As [`Wire::send_pieces`].
-    unsafe fn receive_pieces(
-        &mut self,
-        from: u32,
-        tag: u32,
-        pieces: NonNull<dyn Pieces>,
-        bytes: u64,
-    ) -> Result<Self::Ticket>;
+    /// Until the message is over, or was given up, the memory is writable and nobody else touches it; pieces have room for
+    /// so many.
+    unsafe fn receive(&mut self, from: u32, tag: u32, memory: Memory, bytes: u64) -> Result<Self::Ticket>;
 
     /// Whether a message is over: its memory is the caller's again, and received bytes are there. It is over, too, if
     /// this fails. Also goes on with whatever is under way.
@@ -63,6 +49,20 @@ pub(super) trait Wire {
 
     /// Sleeps until one of the messages is over, but no longer than `at_most`. Meanwhile all go on.
     fn rest(&mut self, tickets: &[&Self::Ticket], at_most: Duration);
+}
+
+impl Memory {
+    /// A letter of these bytes, from one of bytes in a place.
+    ///
+    /// # Safety
+    /// What letters want of their memory, or their pieces.
+    unsafe fn with(self, letter: impl FnOnce(*mut u8) -> Letter) -> Letter {
+        match self {
+            Memory::Place(place) => letter(place),
+            // SAFETY: the caller's promises; the memory of a letter in pieces is left alone.
+            Memory::Pieces(pieces) => unsafe { letter(std::ptr::dangling_mut()).in_pieces(pieces) },
+        }
+    }
 }
 
 /// How long to sleep while another thread is inside a call of the group.
@@ -102,34 +102,14 @@ impl Post {
 impl Wire for Post {
     type Ticket = Ticket;
 
-    unsafe fn send(&mut self, to: u32, tag: u32, memory: *const u8, bytes: u64) -> Result<Ticket> {
+    unsafe fn send(&mut self, to: u32, tag: u32, memory: Memory, bytes: u64) -> Result<Ticket> {
         // SAFETY: the caller's promises.
-        self.post(unsafe { Letter::send(to, self.tag(tag), DType::Bytes, memory, bytes) })
+        self.post(unsafe { memory.with(|place| Letter::send(to, self.tag(tag), DType::Bytes, place, bytes)) })
     }
 
-    unsafe fn receive(&mut self, from: u32, tag: u32, memory: *mut u8, bytes: u64) -> Result<Ticket> {
+    unsafe fn receive(&mut self, from: u32, tag: u32, memory: Memory, bytes: u64) -> Result<Ticket> {
         // SAFETY: the caller's promises.
-        self.post(unsafe { Letter::receive(from, self.tag(tag), DType::Bytes, memory, bytes) })
-    }
-
-    unsafe fn send_pieces(&mut self, to: u32, tag: u32, pieces: NonNull<dyn Pieces>, bytes: u64) -> Result<Ticket> {
-        // SAFETY: the caller's promises; nothing is read from the memory of a letter in pieces.
-        self.post(unsafe {
-            Letter::send(to, self.tag(tag), DType::Bytes, std::ptr::dangling(), bytes).in_pieces(pieces)
-        })
-    }
-
-    unsafe fn receive_pieces(
-        &mut self,
-        from: u32,
-        tag: u32,
-        pieces: NonNull<dyn Pieces>,
-        bytes: u64,
-    ) -> Result<Ticket> {
-        // SAFETY: the caller's promises; nothing is written to the memory of a letter in pieces.
-        self.post(unsafe {
-            Letter::receive(from, self.tag(tag), DType::Bytes, std::ptr::dangling_mut(), bytes).in_pieces(pieces)
-        })
+        self.post(unsafe { memory.with(|place| Letter::receive(from, self.tag(tag), DType::Bytes, place, bytes)) })
     }
 
     fn is_over(&mut self, ticket: &mut Ticket) -> Result<bool> {

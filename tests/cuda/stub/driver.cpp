@@ -549,6 +549,38 @@ static int cuMemcpyAsync_(uint64_t to, uint64_t from, size_t bytes, void* stream
     return enqueue(stream, [=] { memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
 }
 
+struct CopyEnd {
+    size_t skipped[2];
+    unsigned kind;
+    void* host;
+    uint64_t device;
+    void* array;
+    size_t pitch;
+    char* start() const { return kind == 1 ? static_cast<char*>(host) : reinterpret_cast<char*>(device); }
+};
+struct Copy2d {
+    CopyEnd from, to;
+    size_t width, height;
+};
+bool on_device(uint64_t address) {
+    std::lock_guard lock(memory_lock);
+    const auto found = allocations.upper_bound(address);
+    return found != allocations.begin() && std::prev(found)->first + std::prev(found)->second.bytes > address;
+}
+DRIVER(cuMemcpy2DAsync_v2, const Copy2d* copy, void* stream) COUNTED(cuMemcpy2DAsync_v2, copy, stream)
+static int cuMemcpy2DAsync_v2_(const Copy2d* copy, void* stream) {
+    for (const CopyEnd& end : {copy->from, copy->to}) {
+        if (end.skipped[0] != 0 || end.skipped[1] != 0 || end.array != nullptr) return kInvalidValue;
+        if (end.pitch < copy->width || end.pitch > 0x7fffffff) return kInvalidValue;
+        if ((end.kind == 2) != on_device(reinterpret_cast<uint64_t>(end.start()))) return kInvalidValue;
+    }
+    return enqueue(stream, [copy = *copy] {
+        for (size_t row = 0; row < copy.height; row++) {
+            memcpy(copy.to.start() + row * copy.to.pitch, copy.from.start() + row * copy.from.pitch, copy.width);
+        }
+    });
+}
+
 DRIVER(cuPointerGetAttributes, unsigned count, const int* attributes, void** data, uint64_t pointer)
 COUNTED(cuPointerGetAttributes, count, attributes, data, pointer)
 static int cuPointerGetAttributes_(unsigned count, const int* attributes, void** data, uint64_t pointer) {
