@@ -2177,13 +2177,15 @@ tutti_status_t tutti_transfer_bind(tutti_transfer_t *transfer,
 /// read or written, on the device or the host, before what is on it now is over, for which the group's deadline applies.
 /// Nothing is enqueued on it, and it waits for nothing: that the transfer is over here is what tutti_transfer_poll and
 /// tutti_transfer_wait say. Then all targets are written, and work on any stream may use them and write the sources. Only
-/// calls of these two move anything; while a stream of the process is captured in global mode, make none. Every rank of the group must start, also one that moves nothing: at the first start the
-/// ranks compare their plans, which takes a turn among the group's calls. Sources may not be written and targets not
-/// touched until the transfer is over. One after another, a transfer may be started any number of times; several
-/// transfers of a group may go on at once if all ranks first start them in one order.
+/// calls of these two move anything; while a stream of the process is captured in global mode, make none.
 ///
-/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (a tensor without memory, memory that overlaps, a stream of something else), and nothing
-/// has happened; TUTTI_INVALID_USAGE (forked process, an open batch, it goes on already, or another thread is inside a
+/// Every rank of the group must start, also one that moves nothing: at the first start the ranks compare their plans, which
+/// takes a turn among the group's calls. Sources may not be written and targets not touched until the transfer is over. One
+/// after another, a transfer may be started any number of times; several transfers of a group may go on at once if all
+/// ranks first start them in one order.
+///
+/// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (a tensor without memory, memory that overlaps, a stream of something
+/// else), and nothing has happened; TUTTI_INVALID_USAGE (forked process, an open batch, it goes on already, or another thread is inside a
 /// call of the group); TUTTI_UNSUPPORTED (the stream is captured); TUTTI_CUDA_ERROR; or the group's failure.
 TUTTI_API
 TUTTI_MUST_USE

@@ -276,14 +276,13 @@ impl Members {
         if !self.board.is_shared() {
             self.endpoint.progress();
         }
-        if self.outpost().is_some() {
-            self.hear_outpost();
+        if let Some(outpost) = self.outpost() {
+            self.hear_outpost(&**outpost);
         }
     }
 
-    fn hear_outpost(&self) {
-        if let Some(outpost) = self.outpost()
-            && let Some(failure) = outpost.failure(self)
+    fn hear_outpost(&self, outpost: &dyn Outpost) {
+        if let Some(failure) = outpost.failure(self)
             && !self.board.has_failed()
         {
             self.fail(failure);

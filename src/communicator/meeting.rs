@@ -108,6 +108,9 @@ impl Meeting {
     /// Meets whoever has come. `Done` once all ranks were seen to call the same.
     #[inline(always)]
     pub fn poll(&mut self) -> Result<Progress> {
+        if self.is_over() {
+            return Ok(Progress::Done);
+        }
         while self.next < self.members.size() {
             if self.next != self.members.rank() && !self.meet(self.next)? {
                 return Ok(Progress::Pending);

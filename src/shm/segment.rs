@@ -234,7 +234,8 @@ impl Segment {
     pub(super) unsafe fn ring_write(&self, step: u64, piece: Piece) {
         let slot = self.staging(self.rank(), step).cast_mut();
         writes(slot);
-        // SAFETY: the slot is this rank's, and nobody reads it any more: there is room.
+        assert!(piece.at.saturating_add(piece.length) <= CHUNK, "outside the slot");
+        // SAFETY: inside the slot, which is this rank's, and nobody reads it any more: there is room.
         unsafe { self.store.copy(piece.bytes, slot.add(piece.at), piece.length) };
     }
 
