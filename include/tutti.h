@@ -276,7 +276,8 @@
 /// Flag of tutti_all_reduce_mode and tutti_explain: the call is made while its stream is captured.
 #define TUTTI_CALL_CAPTURED 1
 
-/// Call flag: on every rank, send and recv are memory of tutti_mem_alloc. All ranks must say the same.
+/// Call flag: on every rank, send and recv are memory of tutti_mem_alloc. All ranks must say the same. On a CUDA group a
+/// rank whose buffers are not gets TUTTI_INVALID_ARGUMENT.
 #define TUTTI_CALL_REGISTERED 2
 
 /// Flag of a tensor in a dict: every rank of a replicating group sends all of it, because they hold different values.
@@ -1959,28 +1960,37 @@ tutti_status_t tutti_queue_read(tutti_queue_t *queue,
 TUTTI_API
 tutti_status_t tutti_queue_destroy(tutti_queue_t *queue);
 
-/// Allocates `bytes` on every rank that the group and its descendants read in place: large calls whose buffers all lie
-/// in memory of one such call are not copied on their way. Collective, with equal `bytes` on all ranks; may stand in a
-/// batch, whose end then writes *memory.
+/// Allocates `bytes` on every rank that the group and its descendants read in place: large calls whose buffers lie in
+/// such memory are not copied on their way. Collective, with equal `bytes` on all ranks; may stand in a batch, whose end
+/// then writes *memory.
 ///
 /// bytes: any number; 0 gives memory too. *memory gets the address of this rank's part: zeroed, at a page of its own, for
 /// any offset and any number of buffers. It outlives the group until tutti_mem_free. Where ranks cannot share memory
-/// (several hosts) it is ordinary memory. No flag needs to be passed with calls; ranks find out in each.
+/// (several hosts, devices that do not reach each other) it is ordinary memory. No flag needs to be passed with calls.
+///
+/// CPU groups: memory of the host; the buffers of all ranks must lie in memory of one such call, which ranks find out in
+/// each. CUDA groups: memory of the rank's device, of which the kernels of "pull" read as much as there is, on whichever
+/// ranks and in captured calls, too. With TUTTI_CALL_REGISTERED a large call there is one launch; else it is one for every
+/// 16 MiB, since other ranks may have to copy theirs. Allocating waits for nothing that is enqueued, but the driver may.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE; TUTTI_MISMATCH (other bytes on another rank);
-/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_UNSUPPORTED (a CUDA group; not served in this version); TUTTI_TIMEOUT,
-/// TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves the group alive; *memory is NULL then.
+/// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves the
+/// group alive; *memory is NULL then.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_mem_alloc(tutti_group_t *group,
                                size_t bytes,
                                void **memory);
 
-/// Frees memory of tutti_mem_alloc. Local; any thread; no call may be using it. Freeing NULL succeeds.
+/// Frees memory of tutti_mem_alloc. Local; any thread. No call may be using it, on a CUDA group neither one that is enqueued
+/// nor one in a graph that will be replayed. Freeing NULL succeeds. Memory of a device stays with the group, since peers
+/// may go on with theirs: what all ranks have freed is what its next allocation of that size gives, and when the
+/// process has no CUDA group any more it goes back to the device.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc, or freed already); TUTTI_INVALID_USAGE
 /// (forked process).
-TUTTI_API tutti_status_t tutti_mem_free(void *memory);
+TUTTI_API
+tutti_status_t tutti_mem_free(void *memory);
 
 /// Opens a capture session over some groups: collective calls on capturing streams that need it are noted until
 /// tutti_capture_commit. Local. Never begins or ends a stream capture itself: any number of graphs may be captured,

@@ -6,6 +6,7 @@
 //! allocated, and mail for a channel nobody has opened is dropped.
 
 use std::{
+    any::Any,
     collections::{HashMap, VecDeque},
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
@@ -95,6 +96,7 @@ pub struct Endpoint {
     local: Vec<bool>,
     state: Mutex<State>,
     regions: Arc<Regions>,
+    annex: Mutex<Option<Weak<dyn Any + Send + Sync>>>,
 }
 
 struct State {
@@ -149,6 +151,7 @@ impl Endpoint {
                 arrivals: vec![0; ARRIVALS],
             }),
             regions: Arc::default(),
+            annex: Mutex::new(None),
         };
         let mut connections = Vec::with_capacity(mesh.peers.len());
         for peer in mesh.peers {
@@ -188,6 +191,19 @@ impl Endpoint {
     /// The memory that this rank shares with groups of its world.
     pub fn regions(&self) -> &Arc<Regions> {
         &self.regions
+    }
+
+    /// What communicators keep for this rank, whatever its groups; made when it is asked for and nobody has it. All must
+    /// ask for one type.
+    pub fn annex<T: Any + Send + Sync + Default>(&self) -> Arc<T> {
+        let mut annex = self.annex.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ok(there)) = annex.as_ref().and_then(Weak::upgrade).map(Arc::downcast) {
+            return there;
+        }
+        let made = Arc::<T>::default();
+        let weak: Weak<T> = Arc::downgrade(&made);
+        *annex = Some(weak);
+        made
     }
 
     /// What a rank said of itself.

@@ -45,14 +45,25 @@ pub enum Channel {
     Post = 4,
 }
 
+/// What a call reads and writes on one rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers {
+    /// Start and length.
+    pub send: (*const u8, usize),
+    /// Likewise.
+    pub recv: (*const u8, usize),
+    /// Whether the caller promises that both are registered, as all ranks do.
+    pub registered: bool,
+}
+
 /// What works for a group where no thread of the host waits for it: on a device. It is asked for failures it has met,
 /// and told of those that the host knows.
 pub trait Outpost: Any + Send + Sync {
-    /// Whether it may be given work on these buffers (start and length); an error changes nothing.
-    fn check(&self, buffers: [(*const u8, usize); 2]) -> Result<()>;
+    /// Whether it may be given work on these buffers; an error changes nothing.
+    fn check(&self, buffers: &Buffers) -> Result<()>;
     /// [`Outpost::check`], and readies it for one call on `stream`, which begins at once and on this thread.
     /// `capturable`: whether the call may be captured.
-    fn admit(&self, buffers: [(*const u8, usize); 2], stream: *mut c_void, capturable: bool) -> Result<()>;
+    fn admit(&self, buffers: &Buffers, stream: *mut c_void, capturable: bool) -> Result<()>;
     /// The failure it has met, if any.
     fn failure(&self, members: &Members) -> Option<Failure>;
     /// Ends whatever waits there, on all ranks: the group has failed.

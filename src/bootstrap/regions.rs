@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -97,13 +97,10 @@ impl Regions {
 }
 
 /// What was given out and not yet freed, by address: whoever frees has nothing but that.
-static GIVEN: Mutex<BTreeMap<usize, Given>> = Mutex::new(BTreeMap::new());
+static GIVEN: Mutex<BTreeMap<usize, TakeBack>> = Mutex::new(BTreeMap::new());
 
-struct Given {
-    region: Arc<Region>,
-    /// The rank that knows it; `None` for memory that is no other rank's business.
-    known_to: Option<Weak<Regions>>,
-}
+/// What is to be done with memory that is freed.
+type TakeBack = Box<dyn FnOnce() + Send>;
 
 /// Gives this rank's part of a region out, and makes it known to the rank's groups (`known_to`), if others can reach it.
 pub fn give(region: Region, known_to: Option<&Arc<Regions>>) -> *mut u8 {
@@ -112,22 +109,30 @@ pub fn give(region: Region, known_to: Option<&Arc<Regions>>) -> *mut u8 {
         regions.change(|list| list.push(region.clone()));
     }
     let start = region.mapping.at(region.mine * region.part, region.part).as_ptr();
-    given().insert(start.addr(), Given { region, known_to: known_to.map(Arc::downgrade) });
+    let known_to = known_to.map(Arc::downgrade);
+    hand_out(start, move || {
+        if let Some(regions) = known_to.and_then(|regions| regions.upgrade()) {
+            regions.change(|list| list.retain(|known| !Arc::ptr_eq(known, &region)));
+        }
+    });
     start
+}
+
+/// Lets memory be freed by [`take_back`], which then calls `take_back`.
+pub fn hand_out(start: *mut u8, take_back: impl FnOnce() + Send + 'static) {
+    given().insert(start.addr(), Box::new(take_back));
 }
 
 /// Takes memory back that was given out.
 pub fn take_back(memory: *mut u8) -> Result<()> {
-    let given = given()
-        .remove(&memory.addr())
+    let taken = given().remove(&memory.addr());
+    let take_back = taken
         .ok_or_else(|| Error::invalid(format_args!("{memory:p} is no memory of tutti_mem_alloc, or was freed")))?;
-    if let Some(regions) = given.known_to.and_then(|regions| regions.upgrade()) {
-        regions.change(|list| list.retain(|known| !Arc::ptr_eq(known, &given.region)));
-    }
+    take_back();
     Ok(())
 }
 
-fn given() -> MutexGuard<'static, BTreeMap<usize, Given>> {
+fn given() -> MutexGuard<'static, BTreeMap<usize, TakeBack>> {
     GIVEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -169,6 +169,18 @@ impl Device {
         Ok(facts)
     }
 
+    /// Writes some device memory, and waits for that.
+    pub fn write(&self, address: driver::Address, content: &[u8]) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: the caller owns the memory; the content stays until the copy is over; the stream is ours.
+        unsafe {
+            self.driver
+                .memcpy_async(address, content.as_ptr() as u64, content.len(), self.stream)
+                .and_then(|()| self.driver.stream_synchronize(self.stream))
+        }
+        .map_err(|error| error.during(format_args!("writing {} bytes on {self}", content.len())))
+    }
+
     /// Sets every byte of some device memory, and waits for that.
     pub fn fill(&self, address: driver::Address, byte: u8, bytes: usize) -> Result<()> {
         let _entered = self.enter()?;

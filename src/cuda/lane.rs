@@ -30,13 +30,19 @@ use std::{
 
 use super::{
     device::{Device, Entered},
+    directory::Directory,
     driver::{self, CudaError, Event, Stream},
     kernels::Way,
     memory::Presence,
     params::{ABORTED, MAX_WORLD, STOP, report},
+    registered::Registry,
 };
 use crate::{
-    bootstrap::{Members, mapping::Mapping, members::Outpost},
+    bootstrap::{
+        Members,
+        mapping::Mapping,
+        members::{Buffers, Outpost},
+    },
     error::{Error, Failure, Result, Status},
 };
 
@@ -55,7 +61,7 @@ pub struct Lane {
     pub device: &'static Device,
     order: Mutex<Order>,
     lines: [OnceLock<Line>; 2],
-    buffers: Mutex<Buffers>,
+    known: Mutex<Known>,
     /// The capture sessions that want to hear of captured calls.
     notes: Mutex<Vec<Weak<Notes>>>,
     captured: AtomicBool,
@@ -65,6 +71,10 @@ pub struct Lane {
     presence: Mutex<Option<Presence>>,
     /// Who shares streams with this rank: the group's number, and this rank in it.
     place: (u64, u32),
+    /// What this rank has registered, in this group and others.
+    pub(super) registry: Arc<Registry>,
+    /// Where the group has registered memory, if its kernels read such.
+    directory: OnceLock<Weak<Directory>>,
     /// Device words of this rank by which its kernels know that they shall return at once; see [`Lane::keep_off`].
     own: Mutex<Vec<(driver::Address, driver::Address)>>,
 }
@@ -124,12 +134,14 @@ impl Lane {
             device,
             order: Mutex::new(Order { event: ptr::null_mut(), last: None, admitted: None }),
             lines: [OnceLock::new(), OnceLock::new()],
-            buffers: Mutex::new(Buffers::default()),
+            known: Mutex::new(Known::default()),
             notes: Mutex::new(Vec::new()),
             captured: AtomicBool::new(false),
             patience_ms: AtomicU64::new(0),
             presence: Mutex::new(Some(Presence::new())),
             place,
+            registry: Registry::of(members),
+            directory: OnceLock::new(),
             own: Mutex::new(Vec::new()),
         }
     }
@@ -198,6 +210,16 @@ impl Lane {
         let _ = self.lines[way as usize].set(line);
     }
 
+    /// Where the group's registered memory is looked up.
+    pub(super) fn set_directory(&self, directory: &Arc<Directory>) {
+        let _ = self.directory.set(Arc::downgrade(directory));
+    }
+
+    /// See [`Lane::set_directory`]. All ranks of the group have one, or none: it goes with its communicator.
+    pub(super) fn directory(&self) -> Option<Arc<Directory>> {
+        self.directory.get()?.upgrade()
+    }
+
     /// What is to be set when this rank leaves and graphs may still be replayed: that its failure was told already (4
     /// bytes at `told`), so that it does not tell its peers; and that it has failed (8 bytes at `failed`).
     pub(super) fn keep_off(&self, told: driver::Address, failed: driver::Address) {
@@ -251,15 +273,27 @@ impl Lane {
 }
 
 impl Outpost for Lane {
-    fn check(&self, buffers: [(*const u8, usize); 2]) -> Result<()> {
-        let mut known = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, (start, length)) in ["send", "recv"].into_iter().zip(buffers) {
+    fn check(&self, buffers: &Buffers) -> Result<()> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let both = [("send", buffers.send), ("recv", buffers.recv)];
+        for (name, (start, length)) in both {
             known.check(self.device, name, start as u64, length as u64)?;
+        }
+        // Where ranks do not read each other's memory, nothing is registered, and the promise is worth nothing.
+        if let (true, Some(directory)) = (buffers.registered, self.directory()) {
+            for (name, (start, length)) in both {
+                if length > 0 && directory.locate(start as u64, length as u64) == 0 {
+                    return Err(Error::invalid(format_args!(
+                        "the call promises registered buffers (TUTTI_CALL_REGISTERED), but {name} is {start:p} with \
+                         {length} bytes, not memory of tutti_mem_alloc of this group or of one that it was made from"
+                    )));
+                }
+            }
         }
         Ok(())
     }
 
-    fn admit(&self, buffers: [(*const u8, usize); 2], stream: *mut c_void, capturable: bool) -> Result<()> {
+    fn admit(&self, buffers: &Buffers, stream: *mut c_void, capturable: bool) -> Result<()> {
         self.check(buffers)?;
         let driver = self.device.driver;
         let mut order = self.order();
@@ -442,12 +476,12 @@ impl Notes {
 
 /// Allocations that were seen to be memory of the group's device.
 #[derive(Default)]
-struct Buffers {
+struct Known {
     ranges: [(u64, u64); REMEMBERED],
     next: usize,
 }
 
-impl Buffers {
+impl Known {
     fn check(&mut self, device: &'static Device, name: &str, start: u64, length: u64) -> Result<()> {
         if length == 0 || self.ranges.iter().any(|(from, to)| *from <= start && start.saturating_add(length) <= *to) {
             return Ok(());

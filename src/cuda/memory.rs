@@ -157,6 +157,11 @@ impl Memory {
         self.address
     }
 
+    /// Its length, which may be more than was asked for.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
     fn allocate(device: &'static Device, bytes: usize) -> Result<Self> {
         let mut address = 0;
         // SAFETY: `address` is writable.
@@ -260,9 +265,13 @@ impl Drop for Presence {
     }
 }
 
-/// Keeps what a group leaves behind until no group is left in this process.
+/// Keeps what a group leaves behind until no group is left in this process; if none is, that is now.
 pub(super) fn park(left: Box<dyn Send>) {
-    PARKED.lock().unwrap_or_else(PoisonError::into_inner).push(left);
+    let mut parked = PARKED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whoever is the last to go empties the list after it has counted down.
+    if GROUPS.load(Ordering::Acquire) > 0 {
+        parked.push(left);
+    }
 }
 
 fn export(device: &Device, physical: Physical) -> Result<OwnedFd> {

@@ -8,6 +8,8 @@ pub(super) const VECTOR: u64 = 16;
 pub(super) const MAX_THREADS: u32 = 256;
 /// Bytes of one launch at most.
 pub(super) const MOST_BYTES: u64 = 1 << 35;
+/// Above the offset of a location: the row of the table in which every rank has that buffer.
+pub(super) const LOCATION_SLOT_SHIFT: u32 = 48;
 /// Beside an operation: the integers are unsigned.
 pub(super) const UNSIGNED: u32 = 0x100;
 /// The order that ends every wait; the lower bits name ranks that nobody shall wait for.

@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     device::Device,
+    directory::{self, Directory},
     driver::{self, LaunchAttribute, LaunchConfig, Uuid},
     kernels::{FIRST_WITH_DEPENDENTS, Kernel, REDUCED, SERVED, Way},
     lane::{Admitted, Lane, Line, PAGE},
     memory::{self, Memory},
-    params::{CLAIMED, Layout, MAX_THREADS, MAX_WORLD, Params, UNSIGNED, VECTOR},
+    params::{CLAIMED, Layout, MAX_THREADS, MAX_WORLD, MOST_BYTES, Params, UNSIGNED, VECTOR},
+    sharing::{Sharing, say},
     thresholds::{Row, Table},
     verdict,
 };
@@ -27,6 +29,7 @@ use crate::{
         self, Algorithm, Call, Capabilities, Capture, Communicator, Descriptor, Pattern, Placement, Progress, Provider,
         Task,
     },
+    config::FLAG_REGISTERED,
     dtype::{Collective, DType, Op},
     error::{Error, Result},
 };
@@ -162,7 +165,7 @@ async fn create_in(
         forbidden: verdict::is_forbidden(),
     };
     let all: Vec<Introduction> = say(session, &mine).await?;
-    let (rank, world) = (members.rank(), members.size());
+    let world = members.size();
     if let Some(trouble) = judge(session, members, &all, deadline).await? {
         return Ok(Err(Error::Unsupported(trouble)));
     }
@@ -173,37 +176,15 @@ async fn create_in(
         Err(why) => return Ok(Err(Error::Unsupported(why))),
     };
 
-    // Memory: everybody's own, then everybody else's.
-    let process = |rank: u32| members.facts(rank).process;
-    let one_process = (0..world).all(|peer| process(peer) == process(rank));
-    let transport = memory::Way::of(all.iter().all(|one| one.exports), one_process);
-    let made = Memory::make(device, layout.arena_bytes() + layout.state_bytes(), transport);
-    let ticket = made.as_ref().map(|(_, ticket, _)| ticket.clone()).map_err(Error::to_string);
-    let body = postcard::to_allocvec(&ticket).map_err(|error| Error::Internal(format!("ticket: {error}")))?;
-    let descriptor = made.as_ref().ok().and_then(|(_, _, descriptor)| descriptor.as_ref());
-    let said = session.all_gather(&body, descriptor).await?;
-    let mut arenas = Vec::with_capacity(world as usize);
-    for (peer, message) in said.iter().enumerate() {
-        let ticket: Result<memory::Ticket, String> =
-            postcard::from_bytes(&message.body).map_err(|_| Error::Internal(format!("rank {peer} sent no ticket")))?;
-        let ticket = match ticket {
-            Ok(ticket) => ticket,
-            Err(why) => {
-                reports(session, members).await?.map(drop).unwrap_or_default();
-                return Ok(Err(Error::Unsupported(format!("rank {peer}: {why}"))));
-            }
-        };
-        arenas.push(match &made {
-            Ok((own, _, _)) if peer == rank as usize => Ok(own.clone()),
-            _ => {
-                let here = process(peer as u32) == process(rank);
-                Memory::reach(device, &ticket, message.descriptors.first(), transport, here)
-            }
-        });
-    }
+    let sharing = Sharing::of(members, all.iter().all(|one| one.exports));
+    let directory = if way == Way::Pull { directory::BYTES } else { 0 };
+    let bytes = layout.arena_bytes() + layout.state_bytes() + directory;
+    let arenas = sharing.share(session, device, bytes).await?;
     let mapping = reports(session, members).await?;
-    let arenas = arenas.into_iter().collect::<Result<Vec<_>>>();
-    Ok(mapping.and_then(|mapping| Communication::new(members, device, way, rows, layout, arenas?, mapping)))
+    Ok(arenas.and_then(|arenas| {
+        let own = Ground { members: members.clone(), device, way, rows, layout, arenas, sharing };
+        Communication::new(own, mapping?)
+    }))
 }
 
 /// Why these devices may not reach into each other's memory, the same answer on all ranks.
@@ -277,18 +258,6 @@ async fn reports(session: &mut Session, members: &Members) -> Result<Result<Arc<
     Ok(passed.ok_or_else(|| Error::Internal("no descriptor came".into())).and_then(|fd| Mapping::open(fd, bytes)))
 }
 
-async fn say<T: Serialize + for<'a> Deserialize<'a>>(session: &mut Session, mine: &T) -> Result<Vec<T>> {
-    let body = postcard::to_allocvec(mine).map_err(|error| Error::Internal(format!("introduction: {error}")))?;
-    let said = session.all_gather(&body, None).await?;
-    said.iter()
-        .enumerate()
-        .map(|(rank, message)| {
-            postcard::from_bytes(&message.body)
-                .map_err(|_| Error::Internal(format!("rank {rank} introduced itself in another way")))
-        })
-        .collect()
-}
-
 /// One rank's communicator.
 struct Communication {
     members: Arc<Members>,
@@ -298,7 +267,21 @@ struct Communication {
     layout: Layout,
     /// What all calls have in common.
     params: Params,
+    /// Where registered memory is; pushed data goes through slots, wherever it lies.
+    directory: Option<Arc<Directory>>,
     held: Option<Held>,
+}
+
+/// What a communicator is made of.
+struct Ground {
+    members: Arc<Members>,
+    device: &'static Device,
+    way: Way,
+    rows: Vec<Row>,
+    layout: Layout,
+    /// By rank: arena, then state, then the table of registered memory.
+    arenas: Vec<Arc<Memory>>,
+    sharing: Sharing,
 }
 
 /// What kernels use, parked when the communicator goes.
@@ -308,19 +291,13 @@ struct Held {
 }
 
 impl Communication {
-    fn new(
-        members: &Arc<Members>,
-        device: &'static Device,
-        way: Way,
-        rows: Vec<Row>,
-        layout: Layout,
-        arenas: Vec<Arc<Memory>>,
-        mapping: Arc<Mapping>,
-    ) -> Result<Self> {
+    fn new(ground: Ground, mapping: Arc<Mapping>) -> Result<Self> {
+        let Ground { members, device, way, rows, layout, arenas, sharing } = ground;
         let (rank, world) = (members.rank(), members.size());
         let page = Page::register(device, mapping.clone(), rank)?;
+        let own = &arenas[rank as usize];
         let mut params = Params {
-            state: arenas[rank as usize].address() + layout.arena_bytes(),
+            state: own.address() + layout.arena_bytes(),
             report: page.address,
             push_at: layout.push_at(),
             stage_at: layout.stage_at(),
@@ -335,12 +312,23 @@ impl Communication {
         for (arena, memory) in params.arena.iter_mut().zip(&arenas) {
             *arena = memory.address();
         }
-        let lane = Lane::of(members, device);
+        let lane = Lane::of(&members, device);
         lane.keep_off(params.state + CLAIMED, params.arena[rank as usize]);
         let name = if way == Way::Push { "push" } else { "pull" };
         lane.set_line(way, Line::new(name, mapping, rank, world));
+        let directory = match way {
+            Way::Push => None,
+            Way::Pull => {
+                let at = layout.arena_bytes() + layout.state_bytes();
+                let directory = Arc::new(Directory::new(device, members.world_ranks(), sharing, own.clone(), at));
+                lane.registry.join(&directory)?;
+                params.table = directory.address();
+                lane.set_directory(&directory);
+                Some(directory)
+            }
+        };
         let held = Some(Held { _arenas: arenas, _page: page });
-        Ok(Communication { members: members.clone(), lane, way, rows, layout, params, held })
+        Ok(Communication { members, lane, way, rows, layout, params, directory, held })
     }
 
     /// Launches the pieces of a call.
@@ -363,15 +351,28 @@ impl Communication {
             root: descriptor.root,
             ..self.params
         };
+        let (send_at, recv_at) = self.locate(call);
         for piece in pieces(&self.layout, descriptor, self.way, two_shot) {
             params.send = call.send as u64 + piece.offset;
             params.recv = call.recv as u64 + piece.offset;
+            params.send_at = further(send_at, piece.offset);
+            params.recv_at = further(recv_at, piece.offset);
             params.bytes = piece.bytes;
             let grid = piece.vectors.div_ceil(u64::from(row.threads)).max(piece.vectors.div_ceil(piece.per_block));
             let grid = grid.clamp(1, u64::from(self.layout.blocks)) as u32;
             self.launch_one(admitted, kernel, &mut params, grid, row.threads, call.stream)?;
         }
         Ok(())
+    }
+
+    /// Where peers find this rank's buffers, where they are registered.
+    fn locate(&self, call: &Call) -> (u64, u64) {
+        let Some(directory) = &self.directory else { return (0, 0) };
+        let descriptor = &call.descriptor;
+        let send = descriptor.contribution(self.layout.world);
+        // Results are read by peers in an all_reduce by two shots alone.
+        let recv = if descriptor.collective == Collective::AllReduce { send } else { 0 };
+        (directory.locate(call.send as u64, send), directory.locate(call.recv as u64, recv))
     }
 
     fn launch_one(
@@ -482,7 +483,14 @@ struct Piece {
     per_block: u64,
 }
 
+/// A location `offset` bytes on; what is nowhere stays there.
+fn further(location: u64, offset: u64) -> u64 {
+    if location == 0 { 0 } else { location + offset }
+}
+
 /// The pieces of a call: as large as the memory allows, the last one what is left. One piece for a call of nothing.
+/// All ranks cut alike; so where a rank's own memory is does not matter, but a promise that all have registered theirs
+/// does: nobody then needs the stage, but for one-shot sums, which stage in place.
 fn pieces(layout: &Layout, call: &Descriptor, way: Way, two_shot: bool) -> impl Iterator<Item = Piece> {
     let world = u64::from(layout.world);
     let (slot, stage) = (u64::from(layout.push_vectors), u64::from(layout.stage_vectors));
@@ -493,14 +501,18 @@ fn pieces(layout: &Layout, call: &Descriptor, way: Way, two_shot: bool) -> impl 
         (Way::Pull, _) => stage / world,
     };
     let shares = if two_shot { world } else { 1 };
-    let most = (per_block * u64::from(layout.blocks) * shares * VECTOR).max(VECTOR);
+    let stages = call.flags & FLAG_REGISTERED == 0 || call.collective == Collective::AllReduce && !two_shot;
+    let (per_block, most) = match way == Way::Push || stages {
+        true => (per_block.max(1), (per_block * u64::from(layout.blocks) * shares * VECTOR).max(VECTOR)),
+        false => (u64::MAX, MOST_BYTES),
+    };
     let total = call.bytes() as u64;
     let count = total.div_ceil(most).max(1);
     (0..count).map(move |index| {
         let offset = index * most;
         let bytes = most.min(total - offset);
         let vectors = bytes.div_ceil(VECTOR).max(1).div_ceil(shares);
-        Piece { offset, bytes, vectors, per_block: per_block.max(1) }
+        Piece { offset, bytes, vectors, per_block }
     })
 }
 

@@ -14,9 +14,13 @@ use std::{
 
 use super::{gate::Collapse, letters::Letters};
 use crate::{
-    bootstrap::{Members, members::nap, session::SLICE},
+    bootstrap::{
+        Members,
+        members::{Buffers, nap},
+        session::SLICE,
+    },
     communicator::{Call, Capture, Descriptor, Letter, Pattern, Placement, Progress, Task, Uneven, post::Delivery},
-    config::Timeout,
+    config::{FLAG_REGISTERED, Timeout},
     dispatch::{Choice, Communicators, Plan, Standing},
     dtype::Collective,
     error::{Error, Failure, Result, Status},
@@ -346,7 +350,7 @@ impl Core {
         };
         if let Some(outpost) = self.members.outpost() {
             let capturable = is_capturable(&self.plan, choice.candidate);
-            outpost.admit(buffers(call, &self.members), call.stream, capturable).map_err(Err)?;
+            outpost.admit(&buffers(call, &self.members), call.stream, capturable).map_err(Err)?;
             staged.get_or_insert(*call).timeout = timeout;
         }
         self.sequence += 1;
@@ -528,11 +532,12 @@ impl Core {
 }
 
 /// What a call reads and writes on this rank.
-pub(super) fn buffers(call: &Call, members: &Members) -> [(*const u8, usize); 2] {
+pub(super) fn buffers(call: &Call, members: &Members) -> Buffers {
     let (rank, size) = (members.rank(), members.size());
     let (send, recv) = Pattern::new(&call.descriptor, rank, size)
         .map_or((0, 0), |pattern| (pattern.send_bytes(rank), pattern.recv_bytes(size)));
-    [(call.send, send), (call.recv.cast_const(), recv)]
+    let registered = call.descriptor.flags & FLAG_REGISTERED != 0;
+    Buffers { send: (call.send, send), recv: (call.recv.cast_const(), recv), registered }
 }
 
 fn is_capturable(plan: &Plan, candidate: usize) -> bool {

@@ -1,6 +1,6 @@
 //! Memory that the ranks of a group read in place.
 //!
-//! Ranks of one host map it from one memfd. Ranks that cannot share memory get their own: it serves like any other, so a
+//! Ranks of one host map it from one memfd; those of a CUDA group get memory of their devices (`cuda`). Ranks that cannot share memory get their own: it serves like any other, so a
 //! program need not know where it runs.
 
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::{
         sharing::share,
     },
     config::Timeout,
+    cuda,
     error::{Error, Result},
 };
 
@@ -29,6 +30,10 @@ pub(super) async fn allocate(
     deliver: Box<dyn FnOnce(*mut u8) + Send>,
 ) -> Result<Outcome> {
     let deadline = timeout.deadline();
+    if members.device().is_some() {
+        deliver(cuda::allocate(members, bytes, deadline).await?.hand_out());
+        return Ok(Outcome::Nothing);
+    }
     let part = bytes.max(1).checked_next_multiple_of(PAGE);
     let part = part.ok_or_else(|| Error::OutOfMemory(format!("{bytes} bytes of registered memory")))?;
     let mut session = members.session(deadline, format!("an allocation of group {:?}", members.name()));

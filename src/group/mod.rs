@@ -447,10 +447,6 @@ impl Group {
     /// gives is at least a page, zeroed, and lives until [`free_memory`]. Collective, with equal `bytes`.
     pub fn allocate(self: &Arc<Self>, bytes: usize, deliver: Box<dyn FnOnce(*mut u8) + Send>) -> Result<()> {
         batch::checked("an allocation", self.members.check())?;
-        if self.device().is_some() {
-            let why = "tutti_mem_alloc is not served for CUDA groups in this version: their calls take any memory of the device";
-            return batch::checked("an allocation", Err(Error::Unsupported(why.into())));
-        }
         self.perform(Work::Task(Box::pin(memory::allocate(self.members.clone(), bytes, self.options.timeout, deliver))))
     }
 
@@ -515,7 +511,7 @@ impl Group {
     fn refuse_call(&self, call: &Call) -> Result<()> {
         self.refuse_unserved(&call.descriptor)?;
         match self.members.outpost() {
-            Some(outpost) => outpost.check(core::buffers(call, &self.members)),
+            Some(outpost) => outpost.check(&core::buffers(call, &self.members)),
             None => Ok(()),
         }
     }

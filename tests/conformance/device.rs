@@ -78,29 +78,41 @@ pub(crate) fn stream() -> *mut c_void {
     STREAM.get()
 }
 
+/// Whether this thread is a rank of a CUDA group.
+pub(crate) fn is_here() -> bool {
+    !STREAM.get().is_null()
+}
+
 /// Some memory of the device, used on this thread's stream.
-pub(crate) struct Slot(u64);
+pub(crate) struct Slot {
+    address: u64,
+    /// Whether it is of [`Ground::free`]; else somebody else's.
+    is_ours: bool,
+}
 
 impl Slot {
-    /// A slot with this content, where this thread is a rank of a CUDA group.
-    pub(crate) fn here(content: &[u8]) -> Option<Slot> {
-        if STREAM.get().is_null() {
-            return None;
-        }
+    /// A slot with this content.
+    pub(crate) fn new(content: &[u8]) -> Slot {
         assert!(content.len() <= SLOT);
-        let slot = Slot(ground().free.lock().unwrap().pop().expect("a slot is free"));
-        copy(slot.0, content.as_ptr() as u64, content.len());
-        Some(slot)
+        let address = ground().free.lock().unwrap().pop().expect("a slot is free");
+        copy(address, content.as_ptr() as u64, content.len());
+        Slot { address, is_ours: true }
+    }
+
+    /// Memory that somebody else has, with this content.
+    pub(crate) fn at(address: *mut u8, content: &[u8]) -> Slot {
+        copy(address as u64, content.as_ptr() as u64, content.len());
+        Slot { address: address as u64, is_ours: false }
     }
 
     pub(crate) fn address(&self) -> *mut u8 {
-        self.0 as *mut u8
+        self.address as *mut u8
     }
 
     /// What is there when everything on the stream is over.
     pub(crate) fn read(&self, bytes: usize) -> Vec<u8> {
         let mut content = vec![0; bytes];
-        copy(content.as_mut_ptr() as u64, self.0, bytes);
+        copy(content.as_mut_ptr() as u64, self.address, bytes);
         content
     }
 }
@@ -110,7 +122,9 @@ impl Drop for Slot {
         // A rank that panics leaves what its kernels may still use.
         if !std::thread::panicking() {
             wait();
-            ground().free.lock().unwrap().push(self.0);
+            if self.is_ours {
+                ground().free.lock().unwrap().push(self.address);
+            }
         }
     }
 }

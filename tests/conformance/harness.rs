@@ -142,7 +142,7 @@ pub(crate) struct Buffer {
     size: usize,
     start: usize,
     length: usize,
-    /// What `memory` is, where it is not registered.
+    /// What `memory` is, unless that is registered memory of the host.
     _owned: Vec<u8>,
     /// Where it really lies, in a CUDA group; `memory` is then what it was filled from.
     on_device: Option<OnDevice>,
@@ -166,14 +166,18 @@ impl Buffer {
     /// The first or second (`which`) buffer of a rank.
     pub(crate) fn within(memory: Memory, rank: u32, which: usize, content: &[u8], misalignment: usize) -> Self {
         let size = content.len() + 3 * GUARD + misalignment;
-        let (mut owned, memory) = match memory {
-            Memory::Private => (vec![0; size + GUARD], None),
+        let registered = match memory {
+            Memory::Private => None,
             Memory::Registered(ranks) => {
                 assert!(size <= REGISTERED / 2);
-                (Vec::new(), Some(ranks[rank as usize].0.wrapping_add(which * REGISTERED / 2)))
+                Some(ranks[rank as usize].0.wrapping_add(which * REGISTERED / 2))
             }
         };
-        let memory = memory.unwrap_or_else(|| {
+        let mut owned = match registered {
+            Some(_) if !device::is_here() => Vec::new(),
+            _ => vec![0; size + GUARD],
+        };
+        let memory = registered.filter(|_| owned.is_empty()).unwrap_or_else(|| {
             let start = owned.as_ptr().align_offset(GUARD);
             owned[start..].as_mut_ptr()
         });
@@ -182,7 +186,10 @@ impl Buffer {
         let all = unsafe { std::slice::from_raw_parts_mut(memory, size) };
         all.fill(GUARD_BYTE);
         all[start..start + length].copy_from_slice(content);
-        let on_device = Slot::here(all).map(|slot| OnDevice { slot, seen: OnceCell::new() });
+        let on_device = device::is_here().then(|| OnDevice {
+            slot: registered.map_or_else(|| Slot::new(all), |there| Slot::at(there, all)),
+            seen: OnceCell::new(),
+        });
         Buffer { memory, size, start, length, _owned: owned, on_device }
     }
 

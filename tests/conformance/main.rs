@@ -83,6 +83,8 @@ macro_rules! keep_promises_on_a_device {
             all_reduce_is_right_at_every_size_and_world
             every_collective_moves_what_it_should
             every_algorithm_is_right_as_far_as_it_reaches
+            buffers_that_are_registered_on_some_ranks_only_are_no_trouble
+            registered_memory_serves_descendants_and_outlives_its_group
         })*
     };
 }

@@ -44,6 +44,7 @@ pub(crate) struct Buffer {
     device: &'static Device,
     pub(crate) address: u64,
     bytes: usize,
+    is_ours: bool,
 }
 
 impl Buffer {
@@ -53,7 +54,12 @@ impl Buffer {
         let mut address = 0;
         // SAFETY: `address` is writable.
         unsafe { driver().mem_alloc(&mut address, bytes.max(1)) }.unwrap();
-        Buffer { device, address, bytes }
+        Buffer { device, address, bytes, is_ours: true }
+    }
+
+    /// Memory that somebody else has.
+    pub(crate) fn borrowed(number: i32, address: u64, bytes: usize) -> Self {
+        Buffer { device: Device::open(ordinal(number)).unwrap(), address, bytes, is_ours: false }
     }
 
     pub(crate) fn with(number: i32, content: &[u8]) -> Self {
@@ -86,6 +92,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if !self.is_ours {
+            return;
+        }
         let _entered = self.device.enter().unwrap();
         // SAFETY: nothing uses it any more.
         unsafe { driver().mem_free(self.address) }.unwrap();

@@ -19,6 +19,7 @@ mod numbers;
 #[path = "../transfer/random.rs"]
 #[allow(dead_code, reason = "shared with the tests of transfers, which need more of it")]
 mod random;
+mod registered;
 #[path = "../transfer/simulation.rs"]
 #[allow(dead_code, reason = "shared with the tests of transfers, which need more of it")]
 mod simulation;

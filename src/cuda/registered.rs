@@ -1,0 +1,384 @@
+//! Registered device memory: what `tutti_mem_alloc` gives on CUDA groups.
+//!
+//! A [`Region`] is memory of every rank of a group, mapped by all of them. A rank keeps its regions in a [`Registry`], which
+//! makes them known to the directory of every group of theirs, those made later and those made before alike: so the
+//! pull kernels of all of them read such buffers where they lie.
+//!
+//! # Who may still read it
+//!
+//! Freeing is each rank's own business, and peers may go on with their parts. So what a rank frees stays mapped on all, and
+//! in all tables; when all ranks have freed their parts, the group's next allocation that fits gets that region again.
+//! What is left when the world goes is parked like all device memory (`memory`), as a kernel may run that reads it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    device::Device,
+    directory::Directory,
+    lane::Lane,
+    memory::{self, Memory},
+    sharing::say,
+};
+use crate::{
+    bootstrap::{Members, members::first_trouble, regions, session::Session},
+    error::{Error, Result, Status},
+};
+
+/// How often ranks try to agree on a row.
+const ATTEMPTS: u32 = 8;
+
+/// Allocates `bytes` on the device of every member. Collective. What it gives is to be handed out at once.
+pub async fn allocate(members: Arc<Members>, bytes: usize, deadline: Option<Instant>) -> Result<Given> {
+    let ordinal =
+        members.device().ok_or_else(|| Error::Internal("device memory for a group without a device".into()))?;
+    let device = Device::open(ordinal)?;
+    let mut session = members.session(deadline, format!("an allocation of group {:?}", members.name()));
+    match allocate_in(&mut session, &members, device, bytes.max(1)).await {
+        Ok(given) => session.finish().await.map(|()| given),
+        Err(error) => {
+            session.give_up(&error);
+            Err(error)
+        }
+    }
+}
+
+/// Memory on its way to the caller; dropped, it is freed again.
+pub struct Given {
+    region: Arc<Region>,
+    /// `None` where nobody else reaches it.
+    registry: Option<Weak<Registry>>,
+}
+
+impl Given {
+    /// This rank's part, the caller's until it is freed with [`regions::take_back`].
+    pub fn hand_out(self) -> *mut u8 {
+        if let Some(registry) = self.registry.as_ref().and_then(Weak::upgrade) {
+            registry.open(&self.region);
+        }
+        let start = self.region.start() as *mut u8;
+        regions::hand_out(start, move || drop(self));
+        start
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        if let Some(registry) = self.registry.as_ref().and_then(Weak::upgrade) {
+            registry.close(&self.region);
+        }
+    }
+}
+
+/// See the module.
+struct Region {
+    /// Its row in all tables; `None` for memory that is no other rank's business.
+    row: Option<Row>,
+    /// The group's world ranks, in its order.
+    ranks: Vec<u32>,
+    /// The part of each, as mapped here.
+    parts: Vec<Arc<Memory>>,
+    mine: usize,
+    /// Whether this rank's part is nobody's.
+    is_free: AtomicBool,
+}
+
+impl Region {
+    fn slot(&self) -> u32 {
+        self.row.as_ref().map_or(0, |row| row.slot)
+    }
+
+    fn part_of(&self, world_rank: u32) -> Option<&Arc<Memory>> {
+        self.ranks.iter().position(|rank| *rank == world_rank).map(|index| &self.parts[index])
+    }
+
+    fn start(&self) -> u64 {
+        self.parts[self.mine].address()
+    }
+
+    /// The same on all ranks.
+    fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes()).min().unwrap_or(0)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        memory::park(Box::new(std::mem::take(&mut self.parts)));
+    }
+}
+
+/// The regions of one rank, and the groups that are to know them.
+#[derive(Default)]
+pub(super) struct Registry(Mutex<Held>);
+
+#[derive(Default)]
+struct Held {
+    /// The rows that are in use, or may come to be.
+    rows: BTreeSet<u32>,
+    regions: Vec<Arc<Region>>,
+    directories: Vec<Weak<Directory>>,
+}
+
+impl Registry {
+    /// The registry of this rank of the world, which lives as long as any lane of this rank.
+    pub(super) fn of(members: &Members) -> Arc<Registry> {
+        members.endpoint().annex()
+    }
+
+    /// Makes all that this rank has registered known to a group, and from now on what will be.
+    pub(super) fn join(&self, directory: &Arc<Directory>) -> Result<()> {
+        let mut held = self.lock();
+        for region in held.regions.iter().filter(|region| directory.is_within(&region.ranks)) {
+            fill(directory, region)?;
+            if !region.is_free.load(Ordering::Relaxed) {
+                directory.open(region.slot(), region.start(), region.bytes());
+            }
+        }
+        held.directories.retain(|one| one.strong_count() > 0);
+        held.directories.push(Arc::downgrade(directory));
+        Ok(())
+    }
+
+    /// The first row from `from` on that is not in use.
+    fn next(&self, from: u32) -> u32 {
+        let held = self.lock();
+        (from..).find(|slot| !held.rows.contains(slot)).unwrap_or(u32::MAX)
+    }
+
+    /// Keeps a new region, and fills its row in the tables of all its groups.
+    fn keep(&self, region: &Arc<Region>) -> Result<()> {
+        let mut held = self.lock();
+        directories_of(&held, region).try_for_each(|directory| fill(&directory, region))?;
+        held.regions.push(region.clone());
+        Ok(())
+    }
+
+    /// Forgets a region whose row no rank will ever name.
+    fn forget(&self, region: &Arc<Region>) {
+        self.lock().regions.retain(|one| !Arc::ptr_eq(one, region));
+    }
+
+    fn open(&self, region: &Region) {
+        let held = self.lock();
+        directories_of(&held, region)
+            .for_each(|directory| directory.open(region.slot(), region.start(), region.bytes()));
+    }
+
+    fn close(&self, region: &Region) {
+        let held = self.lock();
+        directories_of(&held, region).for_each(|directory| directory.close(region.slot()));
+        region.is_free.store(true, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn directories_of(held: &Held, region: &Region) -> impl Iterator<Item = Arc<Directory>> {
+    held.directories.iter().filter_map(Weak::upgrade).filter(|directory| directory.is_within(&region.ranks))
+}
+
+fn fill(directory: &Directory, region: &Region) -> Result<()> {
+    directory.fill(region.slot(), |rank| region.part_of(rank).map(|part| part.address()))
+}
+
+/// A row that is one region's alone, on this rank.
+struct Row {
+    registry: Weak<Registry>,
+    slot: u32,
+}
+
+impl Row {
+    /// `None` if another has it.
+    fn take(registry: &Arc<Registry>, slot: u32) -> Option<Row> {
+        registry.lock().rows.insert(slot).then(|| Row { registry: Arc::downgrade(registry), slot })
+    }
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        if let Some(registry) = self.registry.upgrade() {
+            registry.lock().rows.remove(&self.slot);
+        }
+    }
+}
+
+/// Free regions of some ranks, kept from others while the ranks talk about them.
+struct Offer {
+    registry: Arc<Registry>,
+    regions: Vec<Arc<Region>>,
+}
+
+impl Offer {
+    fn new(registry: &Arc<Registry>, ranks: &[u32]) -> Offer {
+        let held = registry.lock();
+        let free = |region: &&Arc<Region>| region.ranks == ranks && region.is_free.swap(false, Ordering::Relaxed);
+        Offer { registry: registry.clone(), regions: held.regions.iter().filter(free).cloned().collect() }
+    }
+
+    /// Rows and bytes.
+    fn rows(&self) -> Vec<(u32, u64)> {
+        self.regions.iter().map(|region| (region.slot(), region.bytes())).collect()
+    }
+
+    fn take(mut self, slot: u32) -> Option<Arc<Region>> {
+        let index = self.regions.iter().position(|region| region.slot() == slot)?;
+        Some(self.regions.swap_remove(index))
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        let _held = self.registry.lock();
+        self.regions.iter().for_each(|region| region.is_free.store(true, Ordering::Relaxed));
+    }
+}
+
+/// What a rank wants, and what it offers.
+#[derive(Serialize, Deserialize)]
+struct Wish {
+    bytes: u64,
+    /// A row that is free here.
+    next: u32,
+    /// Rows and bytes of regions of these ranks that it has freed.
+    free: Vec<(u32, u64)>,
+}
+
+/// Where an allocation is to be, the same on all ranks.
+enum Place {
+    /// In a region that all have freed.
+    Again(Arc<Region>),
+    /// In a new one with this row.
+    New(Row, Arc<Directory>),
+    /// In memory that is not registered, for this reason.
+    Ordinary(&'static str),
+}
+
+async fn allocate_in(
+    session: &mut Session,
+    members: &Arc<Members>,
+    device: &'static Device,
+    bytes: usize,
+) -> Result<Given> {
+    let lane = Lane::of(members, device);
+    let registry = &lane.registry;
+    let place = agree_on_place(session, members, &lane, bytes as u64).await?;
+    let (is_new, is_shared) = (matches!(place, Place::New(..)), !matches!(place, Place::Ordinary(_)));
+    let made = match place {
+        Place::Again(region) => Ok(region),
+        Place::New(row, directory) => {
+            let shared = directory.sharing.share(session, device, bytes as u64).await?;
+            let (ranks, mine) = (members.world_ranks().to_vec(), members.rank() as usize);
+            let is_free = AtomicBool::new(false);
+            shared.map(|parts| Arc::new(Region { row: Some(row), ranks, parts, mine, is_free }))
+        }
+        Place::Ordinary(why) => {
+            log::info!(target: "tutti::cuda", "group {:?} gets memory that is not registered: {why}", members.name());
+            ordinary(device, bytes as u64)
+        }
+    };
+    let given = made.map(|region| Given { region, registry: is_shared.then(|| Arc::downgrade(registry)) });
+    let ready = given.as_ref().map_err(Clone::clone).and_then(|given| match (is_new, is_shared) {
+        (true, _) => registry.keep(&given.region),
+        (false, true) => device.fill(given.region.start(), 0, given.region.bytes() as usize),
+        (false, false) => Ok(()),
+    });
+    // Until all ranks have filled their tables, no rank may use its part.
+    let trouble = ready.as_ref().err().map(Error::to_string).unwrap_or_default();
+    let said = session.all_gather(trouble.as_bytes(), None).await?;
+    match first_trouble(members.world_ranks(), &said) {
+        None => given,
+        Some(trouble) => {
+            if let (true, Ok(given)) = (is_new, &given) {
+                registry.forget(&given.region);
+            }
+            Err(Error::OutOfMemory(trouble))
+        }
+    }
+}
+
+/// What all ranks can do. Two allocations that a rank makes side by side, in groups of its own, may come to want one
+/// row, and on another rank in the other order: then both try again, each from a row on that depends on its group.
+async fn agree_on_place(session: &mut Session, members: &Arc<Members>, lane: &Lane, bytes: u64) -> Result<Place> {
+    let registry = &lane.registry;
+    for attempt in 0..ATTEMPTS {
+        let offer = Offer::new(registry, members.world_ranks());
+        let from = 1 + attempt * (1 + (members.uid() >> (4 * attempt)) as u32 % 16);
+        let all: Vec<Wish> = say(session, &Wish { bytes, next: registry.next(from), free: offer.rows() }).await?;
+        check_sizes(members, bytes, &all)?;
+        // Whether the group has directories is the same on all ranks.
+        let Some(directory) = lane.directory() else {
+            return Ok(Place::Ordinary("its ranks do not read each other's memory"));
+        };
+        if let Some(slot) = free_on_all(&all, bytes) {
+            let region = offer.take(slot);
+            return region.map(Place::Again).ok_or_else(|| Error::Internal(format!("registration {slot} is gone")));
+        }
+        let slot = all.iter().map(|wish| wish.next).max().unwrap_or(u32::MAX);
+        if !Directory::has_room_for(slot) {
+            return Ok(Place::Ordinary("all rows for registered memory are taken"));
+        }
+        let row = Row::take(registry, slot);
+        if say(session, &row.is_some()).await?.into_iter().all(|taken| taken)
+            && let Some(row) = row
+        {
+            return Ok(Place::New(row, directory));
+        }
+    }
+    Ok(Place::Ordinary("others of its ranks' groups allocate at the same time"))
+}
+
+fn check_sizes(members: &Members, bytes: u64, all: &[Wish]) -> Result<()> {
+    let Some(rank) = all.iter().position(|wish| wish.bytes != bytes) else { return Ok(()) };
+    Err(Error::failed(
+        Status::Mismatch,
+        Some(rank as u32),
+        format_args!(
+            "device memory of group {:?}: rank {rank} asks for {} bytes, rank {} for {bytes}",
+            members.name(),
+            all[rank].bytes,
+            members.rank()
+        ),
+    ))
+}
+
+/// The smallest region that all ranks have freed and that is large enough.
+fn free_on_all(all: &[Wish], bytes: u64) -> Option<u32> {
+    let (first, others) = all.split_first()?;
+    let fits = |(slot, has): &&(u32, u64)| {
+        *has >= bytes && others.iter().all(|wish| wish.free.iter().any(|(other, _)| other == slot))
+    };
+    first.free.iter().filter(fits).min_by_key(|(slot, has)| (*has, *slot)).map(|(slot, _)| *slot)
+}
+
+/// Memory that is no other rank's business.
+fn ordinary(device: &'static Device, bytes: u64) -> Result<Arc<Region>> {
+    let (part, ..) = Memory::make(device, bytes, memory::Way::Plain)?;
+    Ok(Arc::new(Region { row: None, ranks: Vec::new(), parts: vec![part], mine: 0, is_free: AtomicBool::new(false) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_all_have_freed_is_found_again_the_smallest_first() {
+        let wish = |free: &[(u32, u64)]| Wish { bytes: 100, next: 9, free: free.to_vec() };
+        let all =
+            [wish(&[(1, 50), (2, 400), (3, 200), (5, 200), (7, 150)]), wish(&[(5, 200), (2, 400), (3, 200), (1, 50)])];
+        assert_eq!(free_on_all(&all, 100), Some(3), "the smallest that both have, and the first of equals");
+        assert_eq!(free_on_all(&all, 201), Some(2));
+        assert_eq!(free_on_all(&all, 401), None);
+        assert_eq!(free_on_all(&all, 10), Some(1));
+    }
+}

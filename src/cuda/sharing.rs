@@ -1,0 +1,77 @@
+//! How the ranks of a CUDA group come to device memory that all of them have mapped.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    device::Device,
+    memory::{Memory, Ticket, Way},
+};
+use crate::{
+    bootstrap::{Members, session::Session},
+    error::{Error, Result},
+};
+
+/// What holds for all memory of a group, alike on all its ranks but for who is in whose process.
+#[derive(Clone, Debug)]
+pub(super) struct Sharing {
+    way: Way,
+    rank: u32,
+    /// Which ranks are in this process.
+    here: Vec<bool>,
+}
+
+impl Sharing {
+    /// Between these members, on devices that all can export memory, or not.
+    pub(super) fn of(members: &Members, all_export: bool) -> Self {
+        let process = |rank: u32| members.facts(rank).process;
+        let rank = members.rank();
+        let here: Vec<bool> = (0..members.size()).map(|peer| process(peer) == process(rank)).collect();
+        Sharing { way: Way::of(all_export, here.iter().all(|here| *here)), rank, here }
+    }
+
+    /// Makes cleared memory of `bytes` on every rank, and maps everybody's for `device`; by rank.
+    ///
+    /// The outer error is the session's. The inner one says that a rank has no memory, on all ranks alike, or is this
+    /// rank's alone: that it cannot reach a peer's; whether others can is for the caller to ask.
+    pub(super) async fn share(
+        &self,
+        session: &mut Session,
+        device: &'static Device,
+        bytes: u64,
+    ) -> Result<Result<Vec<Arc<Memory>>>> {
+        let made = Memory::make(device, bytes, self.way);
+        let ticket = made.as_ref().map(|(_, ticket, _)| ticket.clone()).map_err(Error::to_string);
+        let body = postcard::to_allocvec(&ticket).map_err(|error| Error::Internal(format!("ticket: {error}")))?;
+        let descriptor = made.as_ref().ok().and_then(|(_, _, descriptor)| descriptor.as_ref());
+        let said = session.all_gather(&body, descriptor).await?;
+        let mut tickets = Vec::with_capacity(said.len());
+        for (peer, message) in said.iter().enumerate() {
+            let ticket: Result<Ticket, String> = postcard::from_bytes(&message.body)
+                .map_err(|_| Error::Internal(format!("rank {peer} sent no ticket")))?;
+            match ticket {
+                Ok(ticket) => tickets.push((ticket, message.descriptors.first())),
+                Err(why) => return Ok(Err(Error::Unsupported(format!("rank {peer}: {why}")))),
+            }
+        }
+        let reach = |(peer, (ticket, descriptor)): (usize, &(Ticket, _))| match &made {
+            Ok((own, _, _)) if peer == self.rank as usize => Ok(own.clone()),
+            _ => Memory::reach(device, ticket, *descriptor, self.way, self.here[peer]),
+        };
+        Ok(tickets.iter().enumerate().map(reach).collect())
+    }
+}
+
+/// Tells all ranks something, and hears what each of them says; by rank.
+pub(super) async fn say<T: Serialize + for<'a> Deserialize<'a>>(session: &mut Session, mine: &T) -> Result<Vec<T>> {
+    let body = postcard::to_allocvec(mine).map_err(|error| Error::Internal(format!("what is said to all: {error}")))?;
+    let said = session.all_gather(&body, None).await?;
+    said.iter()
+        .enumerate()
+        .map(|(rank, message)| {
+            postcard::from_bytes(&message.body)
+                .map_err(|_| Error::Internal(format!("rank {rank} speaks in another way")))
+        })
+        .collect()
+}
