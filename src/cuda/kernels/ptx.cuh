@@ -39,14 +39,6 @@ TUTTI_DEVICE T& block_shared() {
     __shared__ T shared;
     return shared;
 }
-/// Whether this thread speaks for those that run with it just now.
-TUTTI_DEVICE bool speaks_for_warp() {
-    u32 active, lane;
-    asm volatile("activemask.b32 %0;" : "=r"(active));
-    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return (active & ((1u << lane) - 1)) == 0;
-}
-
 /// Waits until the kernels this one was launched behind are complete and their writes are visible.
 TUTTI_DEVICE void wait_for_prerequisites() {
 #if __CUDA_ARCH__ >= 900

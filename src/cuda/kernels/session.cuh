@@ -97,7 +97,7 @@ class Watch {
         const u64 now = ptx::clock_ns();
         if (started_ == 0) started_ = looked_ = now;
         if (now - started_ >= params_.timeout_ns) return fail(kTimeout, missing);
-        if (now - looked_ < kHostLookNs || !ptx::speaks_for_warp()) return;
+        if (now - looked_ < kHostLookNs) return;
         looked_ = now;
         const u64 orders = ptx::load_relaxed_sys(&report_of(params_)->orders);
         if ((orders & kStop) != 0) return fail(kAborted, missing);

@@ -28,7 +28,6 @@ TUTTI_DEVICE T& block_shared() {
     static_assert(sizeof(T) <= sizeof(machine::Block::shared), "shared memory of a block");
     return *reinterpret_cast<T*>(machine::lane->home->shared);
 }
-TUTTI_DEVICE bool speaks_for_warp() { return true; }
 TUTTI_DEVICE void wait_for_prerequisites() {}
 TUTTI_DEVICE void launch_dependents() {}
 TUTTI_DEVICE u64 clock_ns() { return machine::clock_ns(); }
