@@ -2,9 +2,12 @@
 //!
 //! | way | used where | what travels |
 //! |-----|------------|--------------|
-//! | descriptors | every device can export: the rule | a descriptor over the control plane, mapped by each rank for itself |
-//! | plain       | all ranks are in one process, and a device cannot export | the address |
-//! | handles     | several processes, and a device cannot export | a legacy IPC handle; the address within a process |
+//! | plain       | all ranks are in one process | the address |
+//! | descriptors | several processes, whose devices export: the rule | a descriptor over the control plane, mapped by each process |
+//! | handles     | several processes, and a device cannot export, or that fails | a legacy IPC handle |
+//!
+//! Within a process it is always the address: two mappings of one memory in one context are aliases, whose order
+//! the programming model leaves open.
 //!
 //! Memory is not given back while a kernel may run that touches it, nor while any group of this process lives: giving
 //! it back can wait for whatever runs on the device, which may wait for the very thread that gives it back. Until
@@ -43,8 +46,8 @@ impl Way {
     /// The way for a group of which all this is known on every rank.
     pub(super) fn of(all_export: bool, one_process: bool) -> Way {
         match (all_export, one_process) {
-            (true, _) => Way::Descriptors,
-            (false, true) => Way::Plain,
+            (_, true) => Way::Plain,
+            (true, false) => Way::Descriptors,
             (false, false) => Way::Handles,
         }
     }
@@ -61,6 +64,8 @@ pub(super) struct Memory {
 enum Origin {
     /// Allocated here.
     Allocated,
+    /// Allocated here, and opened by other processes.
+    Lent,
     /// Physical memory, made here or by a peer, mapped here.
     Mapped(Physical),
     /// A peer's allocation, opened here.
@@ -85,10 +90,10 @@ impl Memory {
     /// New, cleared memory of at least `bytes`, what peers need to reach it, and a descriptor where that is the way.
     pub(super) fn make(device: &'static Device, bytes: u64, way: Way) -> Result<(Arc<Self>, Ticket, Option<OwnedFd>)> {
         let entered = device.enter()?;
-        let memory = Arc::new(match way {
+        let mut memory = match way {
             Way::Descriptors => Memory::map_new(device, bytes as usize)?,
             Way::Plain | Way::Handles => Memory::allocate(device, bytes as usize)?,
-        });
+        };
         let descriptor = match memory.origin {
             Origin::Mapped(physical) => Some(export(device, physical)?),
             _ => None,
@@ -98,7 +103,9 @@ impl Memory {
             // SAFETY: `handle` is writable and the address an allocation's.
             unsafe { device.driver.ipc_get_handle(&mut handle, memory.address) }
                 .map_err(|error| error.during(format_args!("a handle for other processes on {device}")))?;
+            memory.origin = Origin::Lent;
         }
+        let memory = Arc::new(memory);
         drop(entered);
         device.fill(memory.address, 0, memory.bytes)?;
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
@@ -119,9 +126,16 @@ impl Memory {
         here: bool,
     ) -> Result<Arc<Self>> {
         let bytes = ticket.bytes as usize;
+        if here {
+            let shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+            let memory = shared.as_ref().and_then(|shared| shared.get(&ticket.key)).and_then(Weak::upgrade);
+            let memory = memory.ok_or_else(|| Error::Internal("a peer's memory is not there any more".into()))?;
+            memory.let_in(device)?;
+            return Ok(memory);
+        }
+        let _entered = device.enter()?;
         match (way, descriptor) {
             (Way::Descriptors, Some(descriptor)) => {
-                let _entered = device.enter()?;
                 let mut physical = 0;
                 // SAFETY: `physical` is writable; the driver takes a copy of the descriptor.
                 let imported = unsafe {
@@ -131,16 +145,7 @@ impl Memory {
                 imported.map_err(|error| error.during(format_args!("memory of a peer for {device}")))?;
                 Memory::map(device, physical, bytes).map(Arc::new)
             }
-            (Way::Descriptors, None) => Err(Error::Internal("a peer's memory came without its descriptor".into())),
-            _ if here => {
-                let shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-                let memory = shared.as_ref().and_then(|shared| shared.get(&ticket.key)).and_then(Weak::upgrade);
-                let memory = memory.ok_or_else(|| Error::Internal("a peer's memory is not there any more".into()))?;
-                device.reach(memory.device)?;
-                Ok(memory)
-            }
-            _ => {
-                let _entered = device.enter()?;
+            (Way::Handles, _) => {
                 let bytes_of_handle = ticket.handle.as_slice().try_into();
                 let handle = IpcHandle(bytes_of_handle.map_err(|_| Error::Internal("a handle of odd size".into()))?);
                 let (mut address, lazily_enable_peer_access) = (0, 1);
@@ -149,7 +154,22 @@ impl Memory {
                     .map_err(|error| error.during(format_args!("memory of a peer for {device}")))?;
                 Ok(Arc::new(Memory { device, address, bytes, origin: Origin::Opened }))
             }
+            _ => Err(Error::Internal("a peer's memory came in no way that reaches it".into())),
         }
+    }
+
+    /// Lets another device of this process use it.
+    fn let_in(&self, device: &'static Device) -> Result<()> {
+        if device.handle == self.device.handle {
+            return Ok(());
+        }
+        if !matches!(self.origin, Origin::Mapped(_)) {
+            return device.reach(self.device);
+        }
+        let _entered = device.enter()?;
+        // SAFETY: the whole of a mapping that is ours.
+        unsafe { device.driver.mem_set_access(self.address, self.bytes, &access_of(device), 1) }
+            .map_err(|error| error.during(format_args!("access from {device} to memory of {}", self.device)))
     }
 
     /// Where kernels of this process's device find it.
@@ -192,10 +212,7 @@ impl Memory {
     /// Maps physical memory, which then belongs to the value: it is released on failure too.
     fn map(device: &'static Device, physical: Physical, bytes: usize) -> Result<Self> {
         let driver = device.driver;
-        let access = Access {
-            location: Location { kind: driver::LOCATION_DEVICE, id: device.handle },
-            flags: driver::ACCESS_READ_WRITE,
-        };
+        let access = access_of(device);
         let mut address = 0;
         // SAFETY: a fresh range of addresses, onto which the whole of the memory is mapped.
         let mapped: Result<(), CudaError> = unsafe {
@@ -227,6 +244,11 @@ impl Drop for Memory {
         let freed = unsafe {
             match self.origin {
                 Origin::Allocated => driver.mem_free(self.address),
+                // A peer may still have it open, and to free it then is undefined: it stays until the process ends.
+                Origin::Lent => {
+                    log::info!(target: "tutti::cuda", "{} bytes on {} were lent to processes and stay", self.bytes, self.device);
+                    Ok(())
+                }
                 Origin::Opened => driver.ipc_close_handle(self.address),
                 Origin::Mapped(physical) => driver
                     .mem_unmap(self.address, self.bytes)
@@ -281,6 +303,10 @@ fn export(device: &Device, physical: Physical) -> Result<OwnedFd> {
         .map_err(|error| error.during(format_args!("a descriptor for memory of {device}")))?;
     // SAFETY: the descriptor is new, and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+fn access_of(device: &Device) -> Access {
+    Access { location: Location { kind: driver::LOCATION_DEVICE, id: device.handle }, flags: driver::ACCESS_READ_WRITE }
 }
 
 fn what(bytes: usize, device: &Device) -> String {

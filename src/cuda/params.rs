@@ -23,7 +23,7 @@ pub(super) const ABORTED: u8 = 2;
 /// Sizes of the structs that the host only lays out.
 const ARENA: u64 = 128;
 const BOARD: u64 = 640;
-const LINE: u64 = 16;
+pub(super) const LINE: u64 = 16;
 const STATE: u64 = 64;
 const TURN: u64 = 32;
 

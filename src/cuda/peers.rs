@@ -16,9 +16,10 @@ use super::{
     directory::{self, Directory},
     driver::{self, LaunchAttribute, LaunchConfig, Uuid},
     kernels::{FIRST_WITH_DEPENDENTS, Kernel, REDUCED, SERVED, Way},
-    lane::{Admitted, Lane, Line, PAGE},
+    lane::{Admitted, Lane, Line},
     memory::{self, Memory},
-    params::{CLAIMED, Layout, MAX_THREADS, MAX_WORLD, MOST_BYTES, Params, UNSIGNED, VECTOR},
+    params::{CLAIMED, LINE, Layout, MAX_THREADS, MAX_WORLD, MOST_BYTES, Params, UNSIGNED, VECTOR},
+    pinned::page,
     sharing::{Sharing, say},
     thresholds::{Row, Table},
     verdict,
@@ -29,7 +30,7 @@ use crate::{
         self, Algorithm, Call, Capabilities, Capture, Communicator, Descriptor, Pattern, Placement, Progress, Provider,
         Task,
     },
-    config::FLAG_REGISTERED,
+    config::{self, FLAG_REGISTERED},
     dtype::{Collective, DType, Op},
     error::{Error, Result},
 };
@@ -129,6 +130,8 @@ struct Introduction {
     exports: bool,
     /// Blocks that fit on the device at once.
     resident: u32,
+    /// The most ranks that it knows to share its device, in this group and others.
+    sharing: u32,
     /// NCCL_P2P_DISABLE is set.
     forbidden: bool,
 }
@@ -162,6 +165,7 @@ async fn create_in(
         arch: device.arch,
         exports: device.exports,
         resident: device.kernels()?.resident(way),
+        sharing: Lane::of(members, device).registry.sharing(),
         forbidden: verdict::is_forbidden(),
     };
     let all: Vec<Introduction> = say(session, &mine).await?;
@@ -171,20 +175,24 @@ async fn create_in(
     }
     let table = Table::get()?;
     let rows: Vec<Row> = table.rows(all[0].arch, world, way).into_iter().cloned().collect();
+    let sharing = all.iter().filter(|one| one.uuid == mine.uuid).count() as u32;
+    Lane::of(members, device).registry.note_sharing(sharing);
+    warn_of_few_queues(device, members, &all);
     let layout = match layout(&all, &rows, way) {
         Ok(layout) => layout,
         Err(why) => return Ok(Err(Error::Unsupported(why))),
     };
 
-    let sharing = Sharing::of(members, all.iter().all(|one| one.exports));
     let directory = if way == Way::Pull { directory::BYTES } else { 0 };
     let bytes = layout.arena_bytes() + layout.state_bytes() + directory;
-    let arenas = sharing.share(session, device, bytes).await?;
+    let all_export = all.iter().all(|one| one.exports);
+    let (sharing, arenas) = match Sharing::establish(members, session, device, all_export, bytes).await? {
+        Ok(shared) => shared,
+        Err(error) => return Ok(Err(error)),
+    };
     let mapping = reports(session, members).await?;
-    Ok(arenas.and_then(|arenas| {
-        let own = Ground { members: members.clone(), device, way, rows, layout, arenas, sharing };
-        Communication::new(own, mapping?)
-    }))
+    let ground = Ground { members: members.clone(), device, way, rows, layout, arenas, sharing };
+    Ok(mapping.and_then(|mapping| Communication::new(ground, mapping)))
 }
 
 /// Why these devices may not reach into each other's memory, the same answer on all ranks.
@@ -214,10 +222,32 @@ async fn judge(
         .map(|first| String::from_utf8_lossy(&first.body).into_owned()))
 }
 
-/// How the memory is divided, so that all blocks of all ranks on a device fit on it together.
+/// Ranks of one process that share a device have streams there, which the driver spreads over a few queues: a kernel behind
+/// another rank's in one queue does not begin before that one ends, which may wait for it.
+fn warn_of_few_queues(device: &Device, members: &Members, all: &[Introduction]) {
+    const QUEUES: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
+    let process = |rank: usize| members.facts(rank as u32).process;
+    let me = members.rank() as usize;
+    let here = (0..all.len()).filter(|rank| all[*rank].uuid == all[me].uuid && process(*rank) == process(me)).count();
+    let queues = config::variable(QUEUES).and_then(|value| value.parse().ok()).unwrap_or(8);
+    // Each rank's stream, ours, and the legacy default stream.
+    if here > 1 && here + 2 > queues {
+        log::warn!(
+            target: "tutti::cuda",
+            "{here} ranks of this process share {device}, whose driver has {queues} queues for their streams: calls may \
+             wait for each other until their deadlines; set {QUEUES}=32 before CUDA starts"
+        );
+    }
+}
+
+/// How the memory is divided, so that all blocks of all ranks on a device fit on it together, whichever of the groups
+/// that are known they belong to.
 fn layout(all: &[Introduction], rows: &[Row], way: Way) -> Result<Layout, String> {
     let world = all.len() as u32;
-    let sharing = |one: &Introduction| all.iter().filter(|other| other.uuid == one.uuid).count() as u32;
+    let sharing = |one: &Introduction| {
+        let here = all.iter().filter(|other| other.uuid == one.uuid);
+        here.clone().map(|other| other.sharing).max().unwrap_or(0).max(here.count() as u32)
+    };
     let fitting = all.iter().map(|one| one.resident / sharing(one)).min().unwrap_or(0);
     let wanted = rows.iter().map(|row| row.blocks).max().unwrap_or(0);
     let blocks = fitting.min(wanted);
@@ -236,12 +266,17 @@ fn layout(all: &[Introduction], rows: &[Row], way: Way) -> Result<Layout, String
         Way::Push => (push as u32, 0),
         Way::Pull => (0, per_block(STAGED, 1).next_multiple_of(u64::from(world)) as u32),
     };
+    // Kernels count the lines of a block in one epoch in 32 bits (`params.h`).
+    let push_bytes = push.saturating_mul(2 * u64::from(world) * LINE);
+    if way == Way::Push && push_bytes >= 1 << 32 {
+        return Err(format!("rows that are pushed want {push} vectors for each block and rank, which is too much"));
+    }
     Ok(Layout { world, blocks, push_vectors, stage_vectors })
 }
 
 /// The memory of the host through which hosts and kernels hear of each other: a page for each rank.
 async fn reports(session: &mut Session, members: &Members) -> Result<Result<Arc<Mapping>>> {
-    let bytes = PAGE * members.size() as usize;
+    let bytes = page() * members.size() as usize;
     let made: Result<Option<OwnedFd>> = match members.rank() {
         0 => {
             Mapping::create("tutti-reports", bytes).and_then(|fd| Mapping::commit(&fd, 0, bytes).map(|()| fd)).map(Some)
@@ -375,6 +410,12 @@ impl Communication {
         (directory.locate(call.send as u64, send), directory.locate(call.recv as u64, recv))
     }
 
+    /// Whether a kernel may be launched while the one before it ends. Drivers before 12.3 cannot say so in a graph.
+    fn may_begin_early(&self, admitted: &Admitted) -> bool {
+        let device = self.lane.device;
+        device.arch >= FIRST_WITH_DEPENDENTS && (!admitted.captured || device.driver.version() >= 12030)
+    }
+
     fn launch_one(
         &self,
         admitted: &mut Admitted,
@@ -393,7 +434,7 @@ impl Communication {
             shared_bytes: 0,
             stream,
             attributes: &raw const early,
-            attribute_count: c_uint::from(self.lane.device.arch >= FIRST_WITH_DEPENDENTS),
+            attribute_count: c_uint::from(self.may_begin_early(admitted)),
         };
         let mut arguments = [(params as *mut Params).cast::<c_void>()];
         let arguments = arguments.as_mut_ptr();
@@ -448,11 +489,11 @@ struct Page {
 impl Page {
     fn register(device: &'static Device, mapping: Arc<Mapping>, rank: u32) -> Result<Self> {
         let _entered = device.enter()?;
-        let host = mapping.at(rank as usize * PAGE, PAGE).as_ptr().cast();
+        let host = mapping.at(rank as usize * page(), page()).as_ptr().cast();
         let mut address = 0;
         // SAFETY: the page is mapped until the value is dropped, and registered once: each rank has its own.
         unsafe {
-            device.driver.mem_host_register(host, PAGE, driver::HOST_PORTABLE_MAPPED).and_then(|()| {
+            device.driver.mem_host_register(host, page(), driver::HOST_PORTABLE_MAPPED).and_then(|()| {
                 let found = device.driver.mem_host_get_device_pointer(&mut address, host, 0);
                 found.inspect_err(|_| drop(device.driver.mem_host_unregister(host)))
             })
@@ -465,7 +506,7 @@ impl Page {
 impl Drop for Page {
     fn drop(&mut self) {
         let Ok(_entered) = self.device.enter() else { return };
-        let host = self.mapping.at(self.rank as usize * PAGE, PAGE).as_ptr().cast();
+        let host = self.mapping.at(self.rank as usize * page(), page()).as_ptr().cast();
         // SAFETY: it was registered, and no kernel uses it any more (see `memory::park`).
         let _ = unsafe { self.device.driver.mem_host_unregister(host) };
     }
@@ -535,3 +576,39 @@ pub(super) fn copy(lane: &Lane, admitted: &mut Admitted, call: &Call) -> Result<
 }
 
 const _: () = assert!(MAX_THREADS >= MAX_WORLD as u32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rank(device: u8, resident: u32, sharing: u32) -> Introduction {
+        Introduction { uuid: [device; 16], arch: 90, exports: true, resident, sharing, forbidden: false }
+    }
+
+    fn rows(text: &'static str) -> Vec<Row> {
+        let table = Table::parse("mine", text.into()).unwrap();
+        table.rows(90, 2, Way::Push).into_iter().cloned().collect()
+    }
+
+    #[test]
+    fn ranks_that_share_a_device_have_no_more_blocks_than_fit_there_together() {
+        let rows = rows("90 2 push/one_shot 1 MiB 32 256 x");
+        let blocks = |all: &[Introduction]| layout(all, &rows, Way::Push).map(|layout| layout.blocks);
+        assert_eq!(blocks(&[rank(0, 100, 0), rank(1, 100, 0)]), Ok(32));
+        assert_eq!(blocks(&[rank(0, 40, 0), rank(0, 40, 0)]), Ok(20));
+        assert_eq!(blocks(&[rank(0, 40, 0), rank(1, 7, 0)]), Ok(7), "the smaller device decides for all");
+        assert_eq!(blocks(&[rank(0, 40, 8), rank(0, 40, 8)]), Ok(5), "eight share it, two of which are here");
+        assert_eq!(blocks(&[rank(0, 40, 8), rank(0, 40, 0)]), Ok(5), "if only one of them knows, too");
+        let refused = blocks(&[rank(0, 40, 41), rank(0, 40, 0)]).unwrap_err();
+        assert!(refused.starts_with("41 ranks share a device"), "{refused}");
+    }
+
+    #[test]
+    fn slots_that_kernels_cannot_count_are_refused() {
+        let all = [rank(0, 64, 0), rank(1, 64, 0)];
+        let fits = rows("90 2 push/one_shot 512 MiB 32 256 x");
+        assert!(layout(&all, &fits, Way::Push).is_ok());
+        let too_large = rows("90 2 push/one_shot 1024 MiB 1 256 x");
+        assert!(layout(&all, &too_large, Way::Push).unwrap_err().contains("too much"));
+    }
+}

@@ -1,66 +1,141 @@
 //! Host memory that a device copies from and to without the host's help.
+//!
+//! Registering such memory with the driver, and ending that, may wait for what runs on the device, which may wait for the
+//! very rank that does it. So what is not needed any more stays registered, for whoever needs some next, until no group of
+//! this process is left.
 
-use std::{ptr::NonNull, sync::Arc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{device::Device, driver};
+use super::{device::Device, driver, memory};
 use crate::{bootstrap::mapping::Mapping, error::Result};
 
 /// The unit in which it grows.
 const GROWTH: usize = 1 << 20;
-/// The unit that can be registered.
-const PAGE: usize = 4096;
+/// How much larger than needed memory may be that is used again, as a factor.
+const WASTE: usize = 4;
 
 /// See the module.
 pub struct Pinned {
     device: &'static Device,
-    memory: Option<(Arc<Mapping>, usize)>,
+    block: Option<Block>,
 }
 
 impl Pinned {
     /// None yet.
     pub fn new(device: &'static Device) -> Self {
-        Pinned { device, memory: None }
+        Pinned { device, block: None }
     }
 
     /// Of at least `bytes`.
     pub fn with(device: &'static Device, bytes: usize) -> Result<Self> {
-        let length = bytes.max(1).next_multiple_of(PAGE);
-        let memory = Mapping::private(length)?;
-        let _entered = device.enter()?;
-        // SAFETY: the memory is ours, and mapped until it is unregistered.
-        unsafe {
-            let host = memory.at(0, length).as_ptr().cast();
-            device.driver.mem_host_register(host, length, driver::HOST_PORTABLE_MAPPED)
-        }
-        .map_err(|error| error.during(format_args!("{length} bytes of host memory for {device}")))?;
-        Ok(Pinned { device, memory: Some((memory, length)) })
+        let block = match Block::left_over(device, bytes) {
+            Some(block) => block,
+            None => Block::register(device, bytes)?,
+        };
+        Ok(Pinned { device, block: Some(block) })
     }
 
     /// Where it begins.
     pub fn start(&self) -> *mut u8 {
-        self.memory.as_ref().map_or(NonNull::dangling().as_ptr(), |(memory, length)| memory.at(0, *length).as_ptr())
+        self.block.as_ref().map_or(std::ptr::dangling_mut(), Block::start)
     }
 
     /// Grows to `bytes`; what was in it is lost. Nothing may be copying.
     pub fn make_room(&mut self, bytes: usize) -> Result<()> {
-        if bytes <= self.memory.as_ref().map_or(0, |(_, length)| *length) {
-            return Ok(());
+        if bytes > self.block.as_ref().map_or(0, |block| block.length) {
+            *self = Pinned::with(self.device, bytes.max(GROWTH).next_power_of_two())?;
         }
-        self.give_back();
-        *self = Pinned::with(self.device, bytes.next_multiple_of(GROWTH))?;
         Ok(())
-    }
-
-    fn give_back(&mut self) {
-        let Some((memory, length)) = self.memory.take() else { return };
-        let Ok(_entered) = self.device.enter() else { return std::mem::forget(memory) };
-        // SAFETY: it was registered; the driver waits for copies that use it.
-        let _ = unsafe { self.device.driver.mem_host_unregister(memory.at(0, length).as_ptr().cast()) };
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.give_back();
+        if let Some(block) = self.block.take() {
+            let mut spare = spare();
+            spare.blocks.push(block);
+            let is_watched = std::mem::replace(&mut spare.is_watched, true);
+            drop(spare);
+            if !is_watched {
+                memory::park(Box::new(Leftovers));
+            }
+        }
     }
+}
+
+/// Registered memory.
+struct Block {
+    device: &'static Device,
+    mapping: Arc<Mapping>,
+    length: usize,
+}
+
+/// What nobody needs.
+struct Spare {
+    blocks: Vec<Block>,
+    /// Whether a [`Leftovers`] is parked.
+    is_watched: bool,
+}
+
+static SPARE: Mutex<Spare> = Mutex::new(Spare { blocks: Vec::new(), is_watched: false });
+
+fn spare() -> MutexGuard<'static, Spare> {
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives what nobody needs back when it goes, which is when no group is left.
+struct Leftovers;
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        let mut spare = spare();
+        spare.is_watched = false;
+        let blocks = std::mem::take(&mut spare.blocks);
+        drop(spare);
+        drop(blocks);
+    }
+}
+
+impl Block {
+    fn register(device: &'static Device, bytes: usize) -> Result<Block> {
+        let length = bytes.max(1).next_multiple_of(page());
+        let mapping = Mapping::private(length)?;
+        let _entered = device.enter()?;
+        // SAFETY: the memory is ours, and mapped until it is unregistered.
+        unsafe {
+            let host = mapping.at(0, length).as_ptr().cast();
+            device.driver.mem_host_register(host, length, driver::HOST_PORTABLE_MAPPED)
+        }
+        .map_err(|error| error.during(format_args!("{length} bytes of host memory for {device}")))?;
+        Ok(Block { device, mapping, length })
+    }
+
+    /// The smallest spare one that will do.
+    fn left_over(device: &'static Device, bytes: usize) -> Option<Block> {
+        let blocks = &mut spare().blocks;
+        let fits = |block: &Block| {
+            block.device.handle == device.handle
+                && block.length >= bytes
+                && block.length <= bytes.max(GROWTH).saturating_mul(WASTE)
+        };
+        let best = (0..blocks.len()).filter(|at| fits(&blocks[*at])).min_by_key(|at| blocks[*at].length)?;
+        Some(blocks.swap_remove(best))
+    }
+
+    fn start(&self) -> *mut u8 {
+        self.mapping.at(0, self.length).as_ptr()
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.device.enter() else { return std::mem::forget(self.mapping.clone()) };
+        // SAFETY: it was registered; the driver waits for copies that use it.
+        let _ = unsafe { self.device.driver.mem_host_unregister(self.start().cast()) };
+    }
+}
+
+/// Bytes of what can be registered at least: two registrations may not share a page of the system.
+pub(super) fn page() -> usize {
+    rustix::param::page_size()
 }

@@ -14,7 +14,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Instant,
 };
@@ -116,9 +116,13 @@ impl Drop for Region {
     }
 }
 
-/// The regions of one rank, and the groups that are to know them.
+/// What one rank has on its device beside its groups: regions, and the groups that are to know them.
 #[derive(Default)]
-pub(super) struct Registry(Mutex<Held>);
+pub(super) struct Registry {
+    held: Mutex<Held>,
+    /// The most ranks that any of its groups has seen on the device.
+    sharing: AtomicU32,
+}
 
 #[derive(Default)]
 struct Held {
@@ -132,6 +136,16 @@ impl Registry {
     /// The registry of this rank of the world, which lives as long as any lane of this rank.
     pub(super) fn of(members: &Members) -> Arc<Registry> {
         members.endpoint().annex()
+    }
+
+    /// The most ranks that are known to share this rank's device.
+    pub(super) fn sharing(&self) -> u32 {
+        self.sharing.load(Ordering::Relaxed)
+    }
+
+    /// So many do in one group.
+    pub(super) fn note_sharing(&self, ranks: u32) {
+        self.sharing.fetch_max(ranks, Ordering::Relaxed);
     }
 
     /// Makes all that this rank has registered known to a group, and from now on what will be.
@@ -180,7 +194,7 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

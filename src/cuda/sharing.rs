@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     device::Device,
     memory::{Memory, Ticket, Way},
+    verdict,
 };
 use crate::{
     bootstrap::{Members, session::Session},
@@ -24,17 +25,41 @@ pub(super) struct Sharing {
 
 impl Sharing {
     /// Between these members, on devices that all can export memory, or not.
-    pub(super) fn of(members: &Members, all_export: bool) -> Self {
+    fn of(members: &Members, all_export: bool) -> Self {
         let process = |rank: u32| members.facts(rank).process;
         let rank = members.rank();
-        let here: Vec<bool> = (0..members.size()).map(|peer| process(peer) == process(rank)).collect();
+        // Whoever finds out whether devices reach each other does it as processes do, as far as that can be done in one.
+        let apart = all_export && verdict::is_trying();
+        let here = (0..members.size()).map(|peer| !apart && process(peer) == process(rank));
+        let here: Vec<bool> = here.collect();
         Sharing { way: Way::of(all_export, here.iter().all(|here| *here)), rank, here }
     }
 
-    /// Makes cleared memory of `bytes` on every rank, and maps everybody's for `device`; by rank.
-    ///
-    /// The outer error is the session's. The inner one says that a rank has no memory, on all ranks alike, or is this
-    /// rank's alone: that it cannot reach a peer's; whether others can is for the caller to ask.
+    /// [`Sharing::share`] in the first way that works. Some containers pass descriptors on, but the driver in them does
+    /// not take them.
+    pub(super) async fn establish(
+        members: &Members,
+        session: &mut Session,
+        device: &'static Device,
+        all_export: bool,
+        bytes: u64,
+    ) -> Result<Result<(Self, Vec<Arc<Memory>>)>> {
+        let mut sharing = Sharing::of(members, all_export);
+        let first = match sharing.share(session, device, bytes).await? {
+            Ok(all) => return Ok(Ok((sharing, all))),
+            Err(error) if sharing.way != Way::Descriptors => return Ok(Err(error)),
+            Err(error) => error,
+        };
+        log::info!(target: "tutti::cuda", "group {:?} shares memory by handles, as descriptors do not do: {first}", members.name());
+        sharing.way = Way::Handles;
+        let second = sharing.share(session, device, bytes).await?;
+        Ok(second
+            .map(|all| (sharing, all))
+            .map_err(|error| Error::Unsupported(format!("{first}; by handles: {error}"))))
+    }
+
+    /// Makes cleared memory of `bytes` on every rank, and maps everybody's for `device`; by rank. The outer error is the
+    /// session's; the inner one, on all ranks alike, that one of them has no memory or does not reach another's.
     pub(super) async fn share(
         &self,
         session: &mut Session,
@@ -59,7 +84,14 @@ impl Sharing {
             Ok((own, _, _)) if peer == self.rank as usize => Ok(own.clone()),
             _ => Memory::reach(device, ticket, *descriptor, self.way, self.here[peer]),
         };
-        Ok(tickets.iter().enumerate().map(reach).collect())
+        let reached: Result<Vec<_>> = tickets.iter().enumerate().map(reach).collect();
+        let trouble = reached.as_ref().err().map(Error::to_string);
+        let all: Vec<Option<String>> = say(session, &trouble).await?;
+        let first = all.into_iter().enumerate().find_map(|(peer, trouble)| Some(format!("rank {peer}: {}", trouble?)));
+        Ok(match first {
+            Some(why) => Err(Error::Unsupported(why)),
+            None => reached,
+        })
     }
 }
 

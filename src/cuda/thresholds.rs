@@ -54,7 +54,7 @@ impl Table {
         Table::parse(&path, Cow::Owned(text))
     }
 
-    fn parse(name: &str, text: Cow<'static, str>) -> Result<Table> {
+    pub(super) fn parse(name: &str, text: Cow<'static, str>) -> Result<Table> {
         let mut rows = Vec::new();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();

@@ -35,7 +35,7 @@ pub(super) fn is_forbidden() -> bool {
 
 /// Says nothing if every two of the devices can reach each other's memory, else which cannot, and why.
 pub(super) async fn on(devices: &[Uuid], deadline: Option<Instant>) -> Result<(), String> {
-    if TRYING.load(Ordering::Relaxed) {
+    if is_trying() {
         return Ok(());
     }
     let driver = Driver::get()?.version();
@@ -69,6 +69,11 @@ pub(super) async fn on(devices: &[Uuid], deadline: Option<Instant>) -> Result<()
 /// Says that this process is the helper: it believes that all devices can, and finds out.
 pub fn begin_trying() {
     TRYING.store(true, Ordering::Relaxed);
+}
+
+/// Whether it is.
+pub(super) fn is_trying() -> bool {
+    TRYING.load(Ordering::Relaxed)
 }
 
 /// Why not.

@@ -9,7 +9,7 @@ use tutti::{
 use crate::{
     failures::{join, processes},
     machine::{Buffer, OwnStream, call, content, descriptor, on_cpu, world},
-    stub::on_stub,
+    stub::{calls, fail_next, on_stub},
 };
 
 /// A few calls of all sizes between two processes.
@@ -42,8 +42,25 @@ fn processes_share_memory_by_handles_where_devices_do_not_export() {
 }
 
 #[test]
-fn threads_share_memory_by_address_where_devices_do_not_export() {
-    let test = "neighbours::threads_share_memory_by_address_where_devices_do_not_export";
+fn processes_share_memory_by_handles_where_descriptors_do_not_work_on_one_rank() {
+    let test = "neighbours::processes_share_memory_by_handles_where_descriptors_do_not_work_on_one_rank";
+    for function in ["cuMemExportToShareableHandle", "cuMemImportFromShareableHandle"] {
+        processes(test, &[("TUTTI_TEST_FUNCTION", function)], |rank| {
+            if rank == 1 {
+                fail_next(&std::env::var("TUTTI_TEST_FUNCTION").unwrap(), 801);
+            }
+            exchange(rank, "push,pull");
+            assert_eq!(calls("cuIpcOpenMemHandle_v2"), 1, "the other communicator's memory came by descriptor");
+        });
+        if std::env::var_os("RANK").is_some() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn threads_share_memory_by_address() {
+    let test = "neighbours::threads_share_memory_by_address";
     if !on_stub(test, &[("STUB_NO_EXPORT", "1")]) {
         return;
     }
