@@ -120,11 +120,11 @@ impl Device {
         Ok(device)
     }
 
-    /// Makes the device's context the current one of this thread, until the guard is dropped.
+    /// Makes the device's context the current one of this thread, until the guard is dropped; [`beside_captures`], too.
     pub fn enter(&self) -> Result<Entered<'_>> {
         // SAFETY: the context is retained for as long as the process lives.
         unsafe { self.driver.ctx_push_current(self.context) }.map_err(|error| error.during(format_args!("{self}")))?;
-        Ok(Entered(self))
+        Ok(Entered { device: self, _beside: beside_captures(self.driver) })
     }
 
     /// Whether the device's context is current in this thread.
@@ -164,6 +164,8 @@ impl Device {
             (&raw mut facts.base).cast(),
             (&raw mut facts.bytes).cast(),
         ];
+        // Without a context the driver may know no address.
+        let _entered = self.enter().ok();
         // SAFETY: four attributes, and a place of the right size for each.
         unsafe { self.driver.pointer_get_attributes(4, driver::POINTER_FACTS.as_ptr(), data.as_mut_ptr(), address) }?;
         Ok(facts)
@@ -226,13 +228,41 @@ impl fmt::Display for Device {
 }
 
 /// A context that is current in this thread.
-pub struct Entered<'a>(&'a Device);
+pub struct Entered<'a> {
+    device: &'a Device,
+    _beside: Beside,
+}
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let mut popped = ptr::null_mut();
         // SAFETY: `popped` is writable; the top of the stack is what `enter` pushed.
-        let _ = unsafe { self.0.driver.ctx_pop_current(&mut popped) };
+        let _ = unsafe { self.device.driver.ctx_pop_current(&mut popped) };
+    }
+}
+
+/// Lets this thread ask events, allocate and wait for a stream of ours, until the guard is dropped, while it or another
+/// thread captures a stream. By default the driver takes any of that for a mistake, and the **capture** fails, which is
+/// somebody else's: it cannot know that no captured stream is concerned.
+pub fn beside_captures(driver: &'static Driver) -> Beside {
+    let mut mode = driver::CAPTURE_MODE_RELAXED;
+    // SAFETY: `mode` is writable; it is given the thread's mode so far.
+    let exchanged = unsafe { driver.exchange_capture_mode(&mut mode) };
+    Beside { driver, before: exchanged.is_ok().then_some(mode) }
+}
+
+/// See [`beside_captures`].
+pub struct Beside {
+    driver: &'static Driver,
+    before: Option<c_int>,
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Some(mut mode) = self.before {
+            // SAFETY: `mode` is writable, and what it was before.
+            let _ = unsafe { self.driver.exchange_capture_mode(&mut mode) };
+        }
     }
 }
 

@@ -29,12 +29,13 @@ use std::{
 };
 
 use super::{
-    device::{Device, Entered},
+    device::{Device, Entered, beside_captures},
     directory::Directory,
     driver::{self, CudaError, Event, Stream},
     kernels::Way,
     memory::Presence,
     params::{ABORTED, MAX_WORLD, STOP, report},
+    pinned::page,
     registered::Registry,
 };
 use crate::{
@@ -46,8 +47,6 @@ use crate::{
     error::{Error, Failure, Result, Status},
 };
 
-/// Bytes of one rank's part of the shared mapping: what can be registered with the driver.
-pub const PAGE: usize = 4096;
 /// How long a rank that leaves waits for what it has enqueued.
 const LEAVING: Duration = Duration::from_secs(1);
 /// The handles of streams that exist in every context: the legacy default one by either name, and the thread's.
@@ -239,6 +238,7 @@ impl Lane {
     /// Whether everything eager has come to its end.
     pub fn is_quiet(&self) -> bool {
         let order = self.order();
+        let _beside = beside_captures(self.device.driver);
         // SAFETY: the event is ours.
         order.event.is_null() || unsafe { self.device.driver.event_query(order.event) }.is_ok()
     }
@@ -320,6 +320,10 @@ impl Outpost for Lane {
             }
             _ => return Err(Error::usage(format_args!("the capture of stream {stream:p} has failed before"))),
         };
+        if captured && entered.is_none() && !self.device.is_current() {
+            // A launch from a wrong context, tried before the right one is, could end the capture.
+            entered = Some(self.device.enter()?);
+        }
         if !captured {
             self.check_stream(stream as usize)?;
         }
@@ -436,6 +440,7 @@ impl Mark {
 
     /// Whether everything before it has been executed.
     pub fn is_passed(&self) -> Result<bool> {
+        let _beside = beside_captures(self.device.driver);
         // SAFETY: the event is ours.
         match unsafe { self.device.driver.event_query(self.event) } {
             Ok(()) => Ok(true),
@@ -522,7 +527,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// The line of `rank`, in a mapping of [`PAGE`] bytes for each rank.
+    /// The line of `rank`, in a mapping of one page for each rank.
     pub fn new(name: &'static str, mapping: Arc<Mapping>, rank: u32, world: u32) -> Self {
         Line { name, mapping, rank, world }
     }
@@ -534,7 +539,7 @@ impl Line {
 
     /// Tells the kernels of one rank.
     fn order_to(&self, rank: u32, bits: u64) {
-        let at = self.mapping.at(rank as usize * PAGE + report::ORDERS, 8);
+        let at = self.mapping.at(rank as usize * page() + report::ORDERS, 8);
         // SAFETY: eight bytes of the mapping, aligned, that hosts and kernels touch only as an atomic.
         let orders = unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) };
         if orders.load(Ordering::Relaxed) & bits != bits {
@@ -543,7 +548,7 @@ impl Line {
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
-        let at = self.mapping.at(self.rank as usize * PAGE + offset, 4);
+        let at = self.mapping.at(self.rank as usize * page() + offset, 4);
         // SAFETY: four bytes of the mapping, aligned, that hosts and kernels touch only as an atomic; it lives as long
         // as the mapping.
         unsafe { AtomicU32::from_ptr(at.as_ptr().cast()) }

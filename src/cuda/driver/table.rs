@@ -60,6 +60,8 @@ pub const MEMORY_OF_DEVICE: u32 = 2;
 pub const CAPTURE_NONE: i32 = 0;
 /// See [`CAPTURE_NONE`].
 pub const CAPTURE_ACTIVE: i32 = 1;
+/// `cuThreadExchangeStreamCaptureMode`: nothing is forbidden to the thread while streams are captured.
+pub const CAPTURE_MODE_RELAXED: c_int = 2;
 
 /// Flags and small numbers of single functions.
 pub const EVENT_DISABLE_TIMING: c_uint = 2;
@@ -265,6 +267,7 @@ functions! {
     stream_synchronize = c"cuStreamSynchronize" (stream: Stream);
     stream_wait_event = c"cuStreamWaitEvent" (stream: Stream, event: Event, flags: c_uint);
     stream_is_capturing = c"cuStreamIsCapturing" (stream: Stream, status: *mut c_int);
+    exchange_capture_mode = c"cuThreadExchangeStreamCaptureMode" (mode: *mut c_int);
     event_create = c"cuEventCreate" (event: *mut Event, flags: c_uint);
     event_destroy = c"cuEventDestroy_v2" (event: Event);
     event_record = c"cuEventRecord" (event: Event, stream: Stream);

@@ -448,6 +448,10 @@ static int cuGraphLaunch_(Graph* executable, void* handle) {
 DRIVER(cuGraphExecDestroy, Graph* executable) COUNTED(cuGraphExecDestroy, executable)
 static int cuGraphExecDestroy_(Graph* executable) { return delete executable, kSuccess; }
 
+thread_local int capture_mode = 0;
+DRIVER(cuThreadExchangeStreamCaptureMode, int* mode) COUNTED(cuThreadExchangeStreamCaptureMode, mode)
+static int cuThreadExchangeStreamCaptureMode_(int* mode) { return std::swap(*mode, capture_mode), kSuccess; }
+
 DRIVER(cuEventCreate, Event** event, unsigned flags) COUNTED(cuEventCreate, event, flags)
 static int cuEventCreate_(Event** event, unsigned) { return *event = new Event, kSuccess; }
 
