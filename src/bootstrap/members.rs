@@ -61,6 +61,8 @@ pub struct Buffers {
 pub trait Outpost: Any + Send + Sync {
     /// Whether it may be given work on these buffers; an error changes nothing.
     fn check(&self, buffers: &Buffers) -> Result<()>;
+    /// [`Outpost::check`], and whether `stream` is one for work that cannot be captured.
+    fn check_eager(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()>;
     /// [`Outpost::check`], and readies it for one call on `stream`, which begins at once and on this thread.
     /// `capturable`: whether the call may be captured.
     fn admit(&self, buffers: &Buffers, stream: *mut c_void, capturable: bool) -> Result<()>;

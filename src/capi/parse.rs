@@ -133,29 +133,30 @@ impl Arguments {
         self.parse(group.rank(), group.size(), group.device().is_some())
     }
 
-    /// Parses a send or a receive in `group`. Only CPU groups have letters.
+    /// Parses a send or a receive in `group`.
     #[inline(always)]
     pub(super) fn parse_letter_for(self, group: &Group) -> Result<Letter> {
-        only_on_cpu(self.collective, group)?;
-        self.parse_letter(group.size())
+        self.parse_letter(group.size(), group.device().is_some())
     }
 
-    /// Parses a v-form of this rank of `group`. Only CPU groups have v-forms.
+    /// Parses a v-form of this rank of `group`.
     ///
     /// # Safety
     ///
     /// The arrays are NULL or have a readable number for every rank.
     pub(super) unsafe fn parse_uneven_for(self, group: &Group) -> Result<Uneven> {
-        only_on_cpu(self.collective, group)?;
         // SAFETY: the caller's promise.
-        unsafe { self.parse_uneven(group.rank(), group.size()) }
+        unsafe { self.parse_uneven(group.rank(), group.size(), group.device().is_some()) }
     }
 
-    /// Parses a send or a receive in a CPU group of `size`.
+    /// Parses a send or a receive in a group of `size`, whose buffers are memory of devices or of the host.
     #[inline(always)]
-    fn parse_letter(self, size: u32) -> Result<Letter> {
-        self.check_stream()?;
+    fn parse_letter(self, size: u32, on_devices: bool) -> Result<Letter> {
+        self.check_stream(on_devices)?;
         let peer = rank("peer", self.root, size)?;
+        if on_devices && self.tag != 0 {
+            return Err(Error::invalid(format_args!("tag is {}; messages of CUDA groups have no tags", self.tag)));
+        }
         if self.tag < 0 {
             return Err(Error::invalid(format_args!("tag is {}; tags are 0 or positive", self.tag)));
         }
@@ -164,21 +165,21 @@ impl Arguments {
         if self.collective == Collective::Send {
             let memory = Buffer::new("the buffer to send", self.send.cast(), bytes)?;
             // SAFETY: the C caller promises a readable buffer of that size until the call is done.
-            return Ok(unsafe { Letter::send(peer, self.tag, dtype, memory.start(), count) });
+            return Ok(unsafe { Letter::send(peer, self.tag, dtype, memory.start(), count) }.on_stream(self.stream));
         }
         let memory = Buffer::new("the buffer to receive into", self.recv.cast::<u8>().cast_const(), bytes)?;
         // SAFETY: as above, and writable.
-        Ok(unsafe { Letter::receive(peer, self.tag, dtype, memory.start().cast_mut(), count) })
+        Ok(unsafe { Letter::receive(peer, self.tag, dtype, memory.start().cast_mut(), count) }.on_stream(self.stream))
     }
 
-    /// Parses a v-form of rank `rank` in a CPU group of `size`.
+    /// Parses a v-form of rank `rank` in a group of `size`, whose buffers are memory of devices or of the host.
     ///
     /// # Safety
     ///
     /// The arrays are NULL or have `size` readable numbers.
-    unsafe fn parse_uneven(self, rank: u32, size: u32) -> Result<Uneven> {
+    unsafe fn parse_uneven(self, rank: u32, size: u32, on_devices: bool) -> Result<Uneven> {
         use Collective::*;
-        self.check_stream()?;
+        self.check_stream(on_devices)?;
         let Descriptor { dtype, op, .. } = descriptor(self.collective, 0, self.dtype, self.op, 0, 0, size)?;
         let arrays = self.parts;
         // SAFETY: the caller's promise.
@@ -251,11 +252,12 @@ impl Arguments {
             recv: if empty(&recv_parts) { ptr::dangling_mut() } else { recv },
             send_parts,
             recv_parts,
+            stream: self.stream,
         })
     }
 
-    fn check_stream(&self) -> Result<()> {
-        match self.stream.is_null() {
+    fn check_stream(&self, on_devices: bool) -> Result<()> {
+        match on_devices || self.stream.is_null() {
             true => Ok(()),
             false => Err(Error::invalid("stream is not NULL, but this is a CPU group: its calls happen on no stream")),
         }
@@ -264,9 +266,7 @@ impl Arguments {
     /// Parses a call of rank `rank` in a group of `size`, whose buffers are memory of devices or of the host.
     #[inline(always)]
     fn parse(&self, rank: u32, size: u32, on_devices: bool) -> Result<Call> {
-        if !on_devices {
-            self.check_stream()?;
-        }
+        self.check_stream(on_devices)?;
         let descriptor = descriptor(self.collective, self.count, self.dtype, self.op, self.root, self.flags, size)?;
         let Some(pattern) = Pattern::new(&descriptor, rank, size) else {
             return Err(Error::Internal(format!("{} is parsed by another function", self.collective.name())));
@@ -341,17 +341,6 @@ pub(super) fn check_apart(send: &Letter, receive: &Letter) -> Result<()> {
     match send.overlaps(&receive) {
         true => Err(Error::invalid(format_args!("{send} and {receive} overlap: they must be apart"))),
         false => Ok(()),
-    }
-}
-
-/// Refuses what CUDA groups have not.
-fn only_on_cpu(collective: Collective, group: &Group) -> Result<()> {
-    match group.device() {
-        None => Ok(()),
-        Some(_) => Err(Error::Unsupported(format!(
-            "tutti_{} is not served for CUDA groups in this version: its CPU sibling (tutti_group_cpu) serves host memory",
-            collective.name()
-        ))),
     }
 }
 
@@ -957,17 +946,20 @@ mod tests {
         let mut memory = [0; 1024];
         for collective in [Collective::Send, Collective::Recv] {
             let ok = Arguments { tag: 7, ..call(collective, &mut memory, 0, 512) };
-            let letter = ok.parse_letter(SIZE).unwrap();
+            let letter = ok.parse_letter(SIZE, false).unwrap();
             assert_eq!((letter.collective(), letter.peer(), letter.tag()), (collective, RANK, 7));
             assert_eq!((letter.dtype(), letter.count(), letter.bytes()), (DType::Float32, 4, 16));
-            refused(Arguments { root: 4, ..ok }.parse_letter(SIZE), "peer is 4");
-            refused(Arguments { tag: -1, ..ok }.parse_letter(SIZE), "tag is -1");
-            refused(Arguments { dtype: 50, ..ok }.parse_letter(SIZE), "no dtype");
-            refused(Arguments { count: usize::MAX / 2, ..ok }.parse_letter(SIZE), "more than can be addressed");
-            refused(Arguments { stream: memory.as_mut_ptr().cast(), ..ok }.parse_letter(SIZE), "stream is not NULL");
+            refused(Arguments { root: 4, ..ok }.parse_letter(SIZE, false), "peer is 4");
+            refused(Arguments { tag: -1, ..ok }.parse_letter(SIZE, false), "tag is -1");
+            refused(Arguments { dtype: 50, ..ok }.parse_letter(SIZE, false), "no dtype");
+            refused(Arguments { count: usize::MAX / 2, ..ok }.parse_letter(SIZE, false), "more than can be addressed");
+            refused(
+                Arguments { stream: memory.as_mut_ptr().cast(), ..ok }.parse_letter(SIZE, false),
+                "stream is not NULL",
+            );
             let nothing = Arguments { send: ptr::null(), recv: ptr::null_mut(), ..ok };
-            refused(nothing.parse_letter(SIZE), "is NULL");
-            assert!(Arguments { count: 0, ..nothing }.parse_letter(SIZE).is_ok());
+            refused(nothing.parse_letter(SIZE, false), "is NULL");
+            assert!(Arguments { count: 0, ..nothing }.parse_letter(SIZE, false).is_ok());
         }
     }
 
@@ -976,7 +968,7 @@ mod tests {
         let mut memory = [0; 1024];
         let (counts, displs) = ([2_usize, 0, 1, 3], [0_usize, 99, 2, 10]);
         // SAFETY: as many numbers as the group has ranks.
-        let parse = |arguments: Arguments| unsafe { arguments.parse_uneven(RANK + 1, SIZE) };
+        let parse = |arguments: Arguments| unsafe { arguments.parse_uneven(RANK + 1, SIZE, false) };
         let with = |collective, parts, memory: &mut [u8; 1024], send, recv| Arguments {
             parts,
             ..call(collective, memory, send, recv)

@@ -4,7 +4,11 @@
 //! order in which each side posted them, beside the group's collectives: letters take no sequence number of a group,
 //! wait for no collective, and let none wait.
 
-use std::{fmt, ptr::NonNull};
+use std::{
+    ffi::c_void,
+    fmt,
+    ptr::{self, NonNull},
+};
 
 use super::{Descriptor, copy};
 use crate::dtype::{Collective, DType, Op};
@@ -40,6 +44,8 @@ pub struct Letter {
     memory: *mut u8,
     /// What they pass through instead, if they are not in one piece.
     pieces: Option<NonNull<dyn Pieces>>,
+    /// The stream behind which the memory is read or written, in a CUDA group.
+    stream: *mut c_void,
 }
 
 // SAFETY: the memory belongs to the caller, who promises its exclusive use until the letter is done, from any thread.
@@ -54,7 +60,8 @@ impl Letter {
     /// Until the letter is done or its group was told to let go of it, `memory` is readable for the elements and
     /// nobody writes there. With `count` 0 it may be anything.
     pub unsafe fn send(peer: u32, tag: i64, dtype: DType, memory: *const u8, count: u64) -> Self {
-        Letter { collective: Collective::Send, peer, tag, dtype, count, memory: memory.cast_mut(), pieces: None }
+        let (pieces, stream) = (None, ptr::null_mut());
+        Letter { collective: Collective::Send, peer, tag, dtype, count, memory: memory.cast_mut(), pieces, stream }
     }
 
     /// Receives up to `count` elements from `peer`. A message of fewer leaves the rest of the memory as it is.
@@ -63,7 +70,8 @@ impl Letter {
     /// Until the letter is done or its group was told to let go of it, `memory` is writable for the elements and
     /// nobody else touches it. With `count` 0 it may be anything.
     pub unsafe fn receive(peer: u32, tag: i64, dtype: DType, memory: *mut u8, count: u64) -> Self {
-        Letter { collective: Collective::Recv, peer, tag, dtype, count, memory, pieces: None }
+        let (pieces, stream) = (None, ptr::null_mut());
+        Letter { collective: Collective::Recv, peer, tag, dtype, count, memory, pieces, stream }
     }
 
     /// The same letter, of elements that pass through `pieces` and are not in its memory. Not to oneself.
@@ -73,6 +81,24 @@ impl Letter {
     /// else does; as many bytes as the letter has are left there. A receive gets just so many.
     pub unsafe fn in_pieces(self, pieces: NonNull<dyn Pieces>) -> Self {
         Letter { pieces: Some(pieces), ..self }
+    }
+
+    /// The same letter, on a stream of the device that its memory is of: of a CUDA group.
+    pub fn on_stream(self, stream: *mut c_void) -> Self {
+        Letter { stream, ..self }
+    }
+
+    /// The same letter, of elements elsewhere and on no stream.
+    ///
+    /// # Safety
+    /// As for [`Letter::send`] or [`Letter::receive`], of `memory`.
+    pub(crate) unsafe fn in_memory(self, memory: *mut u8) -> Self {
+        Letter { memory, stream: ptr::null_mut(), ..self }
+    }
+
+    /// See [`Letter::on_stream`].
+    pub fn stream(&self) -> *mut c_void {
+        self.stream
     }
 
     /// Whether this is the sender's side.

@@ -8,7 +8,7 @@
 //! all_to_all_v each rank knows only what it sends and what it expects; so the ranks first gather each other's
 //! counts, compare what one sends with what the other expects, and write nothing where these differ.
 
-use std::{ops::Range, sync::Arc};
+use std::{ffi::c_void, ops::Range, sync::Arc};
 
 use super::{
     Call, Descriptor, Meeting, Pattern, Progress, Ranks, copy,
@@ -49,6 +49,8 @@ pub struct Uneven {
     pub recv: *mut u8,
     /// Its parts. For reduce_scatter_v all of them are the same bytes: those that every rank's window is reduced to.
     pub recv_parts: Vec<Part>,
+    /// The stream of a call on a CUDA group.
+    pub stream: *mut c_void,
 }
 
 // SAFETY: the pointers belong to the caller, who promises exclusive use until the call is done, from any thread.
@@ -116,6 +118,7 @@ impl Parts {
             send_parts: Vec::new(),
             recv: std::ptr::null_mut(),
             recv_parts: Vec::new(),
+            stream: std::ptr::null_mut(),
         };
         Parts {
             members,

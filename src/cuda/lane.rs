@@ -293,6 +293,17 @@ impl Outpost for Lane {
         Ok(())
     }
 
+    fn check_eager(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()> {
+        self.check(buffers)?;
+        match self.is_capturing(stream) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(not_capturable()),
+            Err(error) => {
+                Err(Error::usage(format_args!("stream {stream:p} takes no call ({error}): is it of {}?", self.device)))
+            }
+        }
+    }
+
     fn admit(&self, buffers: &Buffers, stream: *mut c_void, capturable: bool) -> Result<()> {
         self.check(buffers)?;
         let driver = self.device.driver;
@@ -313,11 +324,7 @@ impl Outpost for Lane {
         let captured = match status {
             driver::CAPTURE_NONE => false,
             driver::CAPTURE_ACTIVE if capturable => true,
-            driver::CAPTURE_ACTIVE => {
-                return Err(Error::Unsupported(
-                    "what serves this call goes through the host and cannot be captured; call it eagerly".into(),
-                ));
-            }
+            driver::CAPTURE_ACTIVE => return Err(not_capturable()),
             _ => return Err(Error::usage(format_args!("the capture of stream {stream:p} has failed before"))),
         };
         if captured && entered.is_none() && !self.device.is_current() {
@@ -387,6 +394,10 @@ impl Drop for Lane {
             std::mem::forget(presence);
         }
     }
+}
+
+fn not_capturable() -> Error {
+    Error::Unsupported("what serves this call goes through the host and cannot be captured; call it eagerly".into())
 }
 
 fn new_event(device: &Device) -> Result<Event> {

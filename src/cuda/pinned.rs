@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{device::Device, driver, memory};
+use super::{device::Device, driver, lane::Mark, memory};
 use crate::{bootstrap::mapping::Mapping, error::Result};
 
 /// The unit in which it grows.
@@ -40,7 +40,19 @@ impl Pinned {
         self.block.as_ref().map_or(std::ptr::dangling_mut(), Block::start)
     }
 
-    /// Grows to `bytes`; what was in it is lost. Nothing may be copying.
+    /// Until a mark is passed, the device may copy from it or to it: nobody else gets it before.
+    pub fn keep_until(&mut self, mark: &Arc<Mark>) {
+        if let Some(block) = &mut self.block {
+            block.busy = Some(mark.clone());
+        }
+    }
+
+    /// Whether the last such mark was passed.
+    pub fn is_at_rest(&self) -> Result<bool> {
+        self.block.as_ref().map_or(Ok(true), Block::is_at_rest)
+    }
+
+    /// Grows to `bytes`; what was in it is lost.
     pub fn make_room(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.block.as_ref().map_or(0, |block| block.length) {
             *self = Pinned::with(self.device, bytes.max(GROWTH).next_power_of_two())?;
@@ -68,6 +80,7 @@ struct Block {
     device: &'static Device,
     mapping: Arc<Mapping>,
     length: usize,
+    busy: Option<Arc<Mark>>,
 }
 
 /// What nobody needs.
@@ -107,7 +120,7 @@ impl Block {
             device.driver.mem_host_register(host, length, driver::HOST_PORTABLE_MAPPED)
         }
         .map_err(|error| error.during(format_args!("{length} bytes of host memory for {device}")))?;
-        Ok(Block { device, mapping, length })
+        Ok(Block { device, mapping, length, busy: None })
     }
 
     /// The smallest spare one that will do.
@@ -117,9 +130,14 @@ impl Block {
             block.device.handle == device.handle
                 && block.length >= bytes
                 && block.length <= bytes.max(GROWTH).saturating_mul(WASTE)
+                && matches!(block.is_at_rest(), Ok(true))
         };
         let best = (0..blocks.len()).filter(|at| fits(&blocks[*at])).min_by_key(|at| blocks[*at].length)?;
         Some(blocks.swap_remove(best))
+    }
+
+    fn is_at_rest(&self) -> Result<bool> {
+        self.busy.as_ref().map_or(Ok(true), |mark| mark.is_passed())
     }
 
     fn start(&self) -> *mut u8 {

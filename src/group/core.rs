@@ -19,7 +19,9 @@ use crate::{
         members::{Buffers, nap},
         session::SLICE,
     },
-    communicator::{Call, Capture, Descriptor, Letter, Pattern, Placement, Progress, Task, Uneven, post::Delivery},
+    communicator::{
+        Call, Capture, Descriptor, Letter, Part, Pattern, Placement, Progress, Task, Uneven, post::Delivery,
+    },
     config::{FLAG_REGISTERED, Timeout},
     dispatch::{Choice, Communicators, Plan, Standing},
     dtype::Collective,
@@ -396,6 +398,9 @@ impl Core {
             let what = format!("the plan names a communicator that is not there for {descriptor}");
             return Err(Err(Error::Internal(what)));
         };
+        if let Some(outpost) = self.members.outpost() {
+            outpost.admit(&uneven_buffers(&call), call.stream, false).map_err(Err)?;
+        }
         self.sequence += 1;
         let sequence = self.sequence;
         match communicator.start_uneven(call, sequence) {
@@ -538,6 +543,25 @@ pub(super) fn buffers(call: &Call, members: &Members) -> Buffers {
         .map_or((0, 0), |pattern| (pattern.send_bytes(rank), pattern.recv_bytes(size)));
     let registered = call.descriptor.flags & FLAG_REGISTERED != 0;
     Buffers { send: (call.send, send), recv: (call.recv.cast_const(), recv), registered }
+}
+
+/// What a v-form reads and writes on this rank, gaps included.
+pub(super) fn uneven_buffers(call: &Uneven) -> Buffers {
+    let span = |memory: *const u8, parts: &[Part]| {
+        let filled = || parts.iter().filter(|part| part.bytes > 0);
+        let start = filled().map(|part| part.start).min().unwrap_or(0);
+        let end = filled().map(|part| part.start + part.bytes).max().unwrap_or(0);
+        (memory.wrapping_add(start), end - start)
+    };
+    let (send, recv) = (span(call.send, &call.send_parts), span(call.recv, &call.recv_parts));
+    Buffers { send, recv, registered: call.descriptor.flags & FLAG_REGISTERED != 0 }
+}
+
+/// What a letter reads or writes.
+pub(super) fn letter_buffers(letter: &Letter) -> Buffers {
+    let (this, none) = ((letter.memory().cast_const(), letter.bytes() as usize), (std::ptr::null(), 0));
+    let (send, recv) = if letter.is_send() { (this, none) } else { (none, this) };
+    Buffers { send, recv, registered: false }
 }
 
 fn is_capturable(plan: &Plan, candidate: usize) -> bool {

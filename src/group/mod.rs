@@ -352,7 +352,7 @@ impl Group {
             letters.iter().for_each(|letter| batch::push(self, Work::Letter(*letter, timeout)));
             return Ok(0);
         }
-        letters.iter().try_for_each(|letter| self.check_peer(letter))?;
+        letters.iter().try_for_each(|letter| self.check_letter(letter))?;
         let mut core = self.enter()?;
         let mut begun = Ok(());
         for (index, letter) in letters.iter().enumerate() {
@@ -521,19 +521,26 @@ impl Group {
         if call.send_parts.len() != size || call.recv_parts.len() != size {
             return Err(Error::invalid(format_args!("{}: every one of the {size} ranks has a part", call.descriptor)));
         }
-        self.refuse_unserved(&call.descriptor)
+        self.refuse_unserved(&call.descriptor)?;
+        match self.members.outpost() {
+            Some(outpost) => outpost.check_eager(&core::uneven_buffers(call), call.stream),
+            None => Ok(()),
+        }
     }
 
     fn refuse_letter(&self, letter: &Letter) -> Result<()> {
-        self.check_peer(letter)?;
+        self.check_letter(letter)?;
         self.refuse_unserved(&letter.descriptor())
     }
 
     #[inline]
-    fn check_peer(&self, letter: &Letter) -> Result<()> {
-        match letter.peer() < self.size() {
-            true => Ok(()),
-            false => Err(Error::invalid(format_args!("{letter}: the group has {} ranks", self.size()))),
+    fn check_letter(&self, letter: &Letter) -> Result<()> {
+        if letter.peer() >= self.size() {
+            return Err(Error::invalid(format_args!("{letter}: the group has {} ranks", self.size())));
+        }
+        match self.members.outpost() {
+            Some(outpost) => outpost.check_eager(&core::letter_buffers(letter), letter.stream()),
+            None => Ok(()),
         }
     }
 

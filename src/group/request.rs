@@ -1,6 +1,7 @@
 //! Requests: calls that were started and are tested or waited for later.
 
 use std::{
+    ffi::c_void,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use super::{
     wait,
 };
 use crate::{
-    communicator::{Call, Progress},
+    communicator::Progress,
     config::Timeout,
     cuda::lane::{Lane, Mark},
     error::{Error, Failure, Result, Status},
@@ -35,12 +36,12 @@ struct Enqueued {
 
 impl Enqueued {
     /// For a call of a CUDA group; `None` on CPU groups.
-    fn of(group: &Group, call: &Call) -> Result<Option<Self>> {
+    fn of(group: &Group, stream: *mut c_void) -> Result<Option<Self>> {
         let Some(lane) = Lane::existing(&group.members) else { return Ok(None) };
-        if lane.is_capturing(call.stream)? {
+        if lane.is_capturing(stream)? {
             return Err(Error::usage("a call that is captured is done at replay and has no request: give no request"));
         }
-        Ok(Some(Enqueued { lane, stream: call.stream as usize, mark: OnceLock::new() }))
+        Ok(Some(Enqueued { lane, stream: stream as usize, mark: OnceLock::new() }))
     }
 }
 
@@ -59,10 +60,16 @@ impl Request {
         match &work {
             Work::Call(call, _) => {
                 group.refuse_call(call)?;
-                enqueued = Enqueued::of(group, call)?;
+                enqueued = Enqueued::of(group, call.stream)?;
             }
-            Work::Uneven(call, _) => group.refuse_uneven(call)?,
-            Work::Letter(letter, _) => group.refuse_letter(letter)?,
+            Work::Uneven(call, _) => {
+                group.refuse_uneven(call)?;
+                enqueued = Enqueued::of(group, call.stream)?;
+            }
+            Work::Letter(letter, _) => {
+                group.refuse_letter(letter)?;
+                enqueued = Enqueued::of(group, letter.stream())?;
+            }
             Work::Task(_) => {}
         }
         let is_receive = matches!(&work, Work::Letter(letter, _) if !letter.is_send());
@@ -130,7 +137,7 @@ impl Request {
     /// Whether a call that is enqueued has been executed; always so on CPU groups.
     fn is_executed(&self) -> Result<Progress> {
         let Some(enqueued) = &self.enqueued else { return Ok(Progress::Done) };
-        let mark = enqueued.mark.get_or_init(|| enqueued.lane.mark(enqueued.stream as *mut std::ffi::c_void));
+        let mark = enqueued.mark.get_or_init(|| enqueued.lane.mark(enqueued.stream as *mut c_void));
         if !mark.as_ref().map_err(Clone::clone)?.is_passed()? {
             return Ok(Progress::Pending);
         }

@@ -79,28 +79,28 @@ keep_all_promises! { shm sockets }
 macro_rules! keep_promises_on_a_device {
     ($($communicator:ident)*) => {
         $(keeps_on_a_device! { $communicator:
-            all_reduce_is_right_for_every_dtype_and_op
-            all_reduce_is_right_at_every_size_and_world
-            every_collective_moves_what_it_should
-            every_algorithm_is_right_as_far_as_it_reaches
-            buffers_that_are_registered_on_some_ranks_only_are_no_trouble
-            registered_memory_serves_descendants_and_outlives_its_group
+            promises::all_reduce_is_right_for_every_dtype_and_op
+            promises::all_reduce_is_right_at_every_size_and_world
+            promises::every_collective_moves_what_it_should
+            promises::every_algorithm_is_right_as_far_as_it_reaches
+            promises::buffers_that_are_registered_on_some_ranks_only_are_no_trouble
+            promises::registered_memory_serves_descendants_and_outlives_its_group
         })*
     };
 }
 
 #[cfg(not(sanitized))]
 macro_rules! keeps_on_a_device {
-    ($communicator:ident: $($promise:ident)*) => {
+    ($communicator:ident: $($room:ident::$promise:ident)*) => {
         mod $communicator {
             $(
                 #[test]
                 fn $promise() {
-                    let test = concat!(stringify!($communicator), "::", stringify!($promise));
+                    let test = concat!(module_path!(), "::", stringify!($promise)).split_once("::").unwrap().1;
                     let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance/cuda_plan.txt");
                     if crate::stub::on_card() || crate::stub::on_stub(test, &[("TUTTI_CUDA_PLAN", plan)]) {
                         let _watchdog = crate::harness::watchdog();
-                        crate::promises::$promise(stringify!($communicator));
+                        crate::$room::$promise(stringify!($communicator));
                     }
                 }
             )*
@@ -110,3 +110,12 @@ macro_rules! keeps_on_a_device {
 
 #[cfg(not(sanitized))]
 keep_promises_on_a_device! { push pull staged }
+
+/// What only the last resort serves on devices.
+#[cfg(not(sanitized))]
+mod uneven_on_a_device {
+    keeps_on_a_device! { staged:
+        uneven::uneven_parts_come_to_their_places
+        uneven::ranks_whose_counts_differ_get_mismatch_and_no_output
+    }
+}

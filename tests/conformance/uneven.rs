@@ -149,7 +149,8 @@ impl Form {
         }
         let written =
             if self.collective == Collective::ReduceScatterV { vec![recv_parts[0]] } else { recv_parts.clone() };
-        let call = Uneven { descriptor: what, send: from, send_parts, recv: to, recv_parts };
+        let call =
+            Uneven { descriptor: what, send: from, send_parts, recv: to, recv_parts, stream: crate::device::stream() };
         Side { send, recv, call, dtype: self.dtype, wanted, written, in_place: self.in_place, sent }
     }
 }

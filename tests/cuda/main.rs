@@ -11,6 +11,7 @@ mod absence;
 mod calls;
 mod captures;
 mod failures;
+mod letters;
 mod machine;
 mod neighbours;
 #[path = "../transfer/numbers.rs"]

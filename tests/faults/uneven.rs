@@ -56,7 +56,14 @@ fn call(group: &Arc<Group>, collective: Collective) -> Result<()> {
     let send = vec![me as u32; sent];
     let mut recv = vec![u32::MAX; room];
     let (from, to) = (send.as_ptr().cast(), recv.as_mut_ptr().cast());
-    let form = Uneven { descriptor, send: from, send_parts, recv: to, recv_parts: recv_parts.clone() };
+    let form = Uneven {
+        descriptor,
+        send: from,
+        send_parts,
+        recv: to,
+        recv_parts: recv_parts.clone(),
+        stream: std::ptr::null_mut(),
+    };
     group.run_uneven(form, Timeout::Default)?;
     for (from, part) in recv_parts.iter().enumerate() {
         let numbers = &recv[part.start / NUMBER..(part.start + part.bytes) / NUMBER];
