@@ -1544,6 +1544,10 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_barrier(tutti_group_t *group, void
 /// lives on. The call returns when the buffer may be used again: a small message may be on its way then, a large one has
 /// been asked for. peer may be this rank, whose receive must then have been started before, or stand in the same batch.
 ///
+/// On a CUDA group messages go through the host: what is on the stream is waited for, the message is copied out, and the
+/// call returns as above; a receive returns when its copy to the device is enqueued. Neither can be captured. Tags are 0
+/// there. Messages to one rank keep their order, whatever their streams.
+///
 /// Stream, batches, threads and deadlines: see "Collective calls". Returns what tutti_all_reduce returns.
 TUTTI_API
 TUTTI_MUST_USE
