@@ -87,7 +87,7 @@
 #define TUTTI_TENSOR_INIT \
     { sizeof(tutti_tensor_t), NULL, NULL, 0, 0, 0, 0, NULL, NULL }
 #define TUTTI_DICT_OPTIONS_INIT \
-    { sizeof(tutti_dict_options_t), 0, 0, NULL, 0 }
+    { sizeof(tutti_dict_options_t), 0, 0, NULL, 0, NULL }
 #define TUTTI_CALL_INIT \
     { sizeof(tutti_call_t), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, NULL, NULL, NULL, NULL, NULL, 0 }
 #define TUTTI_FAILURE_INIT \
@@ -663,6 +663,9 @@ struct tutti_dict_options {
     tutti_group_t *replicas;
     /// The deadline of each step: milliseconds, TUTTI_TIMEOUT_DEFAULT (the group's) or TUTTI_TIMEOUT_NEVER.
     int64_t timeout_ms;
+    /// On a CUDA group, the stream (a CUstream) behind which tensors of the device are read and written; NULL: the legacy
+    /// default stream.
+    void *stream;
 };
 
 /// See struct tutti_dict_options.
@@ -1732,9 +1735,12 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_end(void);
 /// Sends named tensors to a rank as one message, which tutti_dict_recv receives.
 ///
 /// tensors[0] to tensors[count - 1]: their names are different; any strides, any extents, 0 included. All have
-/// the same struct_size. options->peer and options->tag: to whom, and what the message meets its receive by. The memory
-/// of the tensors is host memory; on a CUDA group all of the message travels by its CPU sibling (see tutti_group_cpu), and
-/// the order among the sibling's calls is what counts.
+/// the same struct_size. options->peer and options->tag: to whom, and what the message meets its receive by.
+///
+/// The memory of the tensors is host memory or, on a CUDA group and with device_kind TUTTI_DEVICE_CUDA, memory of the rank's
+/// device without gaps between the elements. Such tensors are copied to the host behind what is on options->stream, which
+/// is waited for before the function returns, also where it starts a dict. All of a CUDA group's message travels by its CPU
+/// sibling (see tutti_group_cpu), and the order among the sibling's calls is what counts.
 ///
 /// options->replicas: where all ranks of that group hold the same tensors, as those of a TP group hold the hidden
 /// state, and each of them sends to its own counterpart: each then sends only its slice of the large ones, and the
@@ -1746,7 +1752,7 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_batch_end(void);
 /// tutti_dict_test returns TUTTI_SUCCESS.
 ///
 /// Returns what tutti_send returns; TUTTI_INVALID_ARGUMENT for tensors that cannot be sent, and why; TUTTI_UNSUPPORTED for
-/// memory of a device.
+/// memory of a device with gaps, on a CPU group, or while the stream is captured.
 TUTTI_API
 TUTTI_MUST_USE
 tutti_status_t tutti_dict_send(tutti_group_t *group,
@@ -1829,7 +1835,9 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_probe(tutti_dict_t *dict, int
 /// other collective calls on that group.
 ///
 /// tensors NULL and count 0: in memory of the library, which tutti_dict_tensor tells and tutti_dict_free frees. Otherwise
-/// one tensor for each that comes, in its order, of its dtype and shape, with any strides; names are ignored. For a dict
+/// one tensor for each that comes, in its order, of its dtype and shape, with any strides; names are ignored. On a CUDA
+/// group any of them may be memory of the device (device_kind TUTTI_DEVICE_CUDA, no gaps), wherever the sender has it: it is
+/// written on options->stream, so what is put there after the return sees it. For a dict
 /// that is sent they must be NULL and 0. timeout_ms: how long it may take until the message begins; when it ends first
 /// nothing has failed. The rest has the deadline of the options.
 ///
@@ -1853,11 +1861,17 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_count(tutti_dict_t *dict, siz
 /// Writes what a tensor of a message is: all fields of *tensor; its data are NULL until the message is here. Set
 /// tensor->struct_size before the call (TUTTI_TENSOR_INIT does). What the fields point to belongs to the dict.
 ///
-/// Strides are those the sender had, where its tensor had no gaps; otherwise elements lie row by row. Any thread.
+/// Strides are those the sender had, where its tensor had no gaps; otherwise elements lie row by row. device_kind is where
+/// the data are: in memory of the library always the host; while they are not here yet, where the sender has them. Any
+/// thread.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it is not known yet,
 /// or another thread waits for it).
-TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_dict_tensor(tutti_dict_t *dict, size_t index, tutti_tensor_t *tensor);
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_dict_tensor(tutti_dict_t *dict,
+                                 size_t index,
+                                 tutti_tensor_t *tensor);
 
 /// Writes which tensor of a message has this name. Any thread.
 ///

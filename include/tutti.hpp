@@ -787,6 +787,8 @@ struct DictOptions {
     int tag = 0;
     GroupRef replicas;
     Timeout timeout{0};
+    /// On CUDA groups, the stream behind which tensors of the device are read and written.
+    void *stream = nullptr;
 
     [[nodiscard]] tutti_dict_options_t raw() const noexcept {
         tutti_dict_options_t options = TUTTI_DICT_OPTIONS_INIT;
@@ -794,6 +796,7 @@ struct DictOptions {
         options.tag = tag;
         options.replicas = replicas.get();
         options.timeout_ms = timeout.count();
+        options.stream = stream;
         return options;
     }
 };

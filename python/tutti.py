@@ -153,7 +153,10 @@ class _Tensor(ctypes.Structure):
 
 
 class _DictOptions(ctypes.Structure):
-    _fields_ = [("struct_size", c_size_t), ("peer", c_int32), ("tag", c_int32), ("replicas", c_void_p), ("timeout_ms", c_int64)]
+    _fields_ = [
+        ("struct_size", c_size_t), ("peer", c_int32), ("tag", c_int32), ("replicas", c_void_p), ("timeout_ms", c_int64),
+        ("stream", c_void_p),
+    ]
 
 
 class _QueueOptions(ctypes.Structure):
@@ -1057,14 +1060,14 @@ class _Element:
 
 
 class Tensor:
-    """A tensor of a message: name, dtype, shape and strides (in elements), and the address of its data, which belong to
-    its Dict."""
+    """A tensor of a message: name, dtype, shape and strides (in elements), whether it is on a device (if only announced,
+    whether its sender has it there), and the address of its data, which belong to its Dict."""
 
     def __init__(self, raw, owner):
         self.name = raw.name.decode()
         self.dtype = DType(raw.dtype)
         self.shape, self.strides = tuple(raw.shape[:raw.ndim]), tuple(raw.strides[:raw.ndim])
-        self.address, self._owner = raw.data, owner
+        self.address, self.is_cuda, self._owner = raw.data, raw.device_kind == 2, owner
 
     def memory(self):
         """The bytes of the elements, in the order of the strides, as a memoryview; valid while the Dict is."""
@@ -1073,6 +1076,8 @@ class Tensor:
             count *= extent
         if self.address is None:
             raise Error(Status.INVALID_USAGE, "the message is announced, but not here yet: wait for it")
+        if self.is_cuda:
+            raise Error(Status.INVALID_USAGE, "the tensor is in the memory of a device")
         return memoryview((c_uint8 * (count * _SIZES[self.dtype])).from_address(self.address))
 
     def tobytes(self):
@@ -1113,9 +1118,9 @@ class _Tensors:
         return (tuple(shape) if shape is not None and not opaque else (buffer.count,)), None
 
 
-def _dict_options(peer, tag, replicas, timeout_ms):
+def _dict_options(peer, tag, replicas, timeout_ms, stream=None):
     return _DictOptions(struct_size=ctypes.sizeof(_DictOptions), peer=peer, tag=tag, timeout_ms=timeout_ms,
-                        replicas=replicas.handle if replicas is not None else None)
+                        replicas=replicas.handle if replicas is not None else None, stream=_stream(stream))
 
 
 class Dict:
@@ -1123,23 +1128,25 @@ class Dict:
 
     Sources are what buffers of collective calls are, or torch tensors of any strides, by name. replicas: the group whose
     ranks all hold the same tensors, each of which then sends a slice of the large ones, or that gather the slices; names
-    in `whole` differ from rank to rank and are sent whole.
+    in `whole` differ from rank to rank and are sent whole. Tensors of a CUDA group may be on the device; stream is where
+    they are read or written.
     """
 
     def __init__(self, handle, held=None):
         self._handle, self._held = handle, held
 
     @staticmethod
-    def send(group, tensors, peer, *, tag=0, replicas=None, whole=(), sliced=(), timeout_ms=0):
+    def send(group, tensors, peer, *, tag=0, replicas=None, whole=(), sliced=(), timeout_ms=0, stream=None):
         """Sends tensors, and returns when their memory may be used again."""
         raw = _Tensors(list(tensors.items()), whole, sliced)
-        _call("dict_send", group.handle, raw.raw, raw.count, byref(_dict_options(peer, tag, replicas, timeout_ms)), None)
+        options = _dict_options(peer, tag, replicas, timeout_ms, stream)
+        _call("dict_send", group.handle, raw.raw, raw.count, byref(options), None)
 
     @staticmethod
-    def start_send(group, tensors, peer, *, tag=0, replicas=None, whole=(), sliced=(), timeout_ms=0):
+    def start_send(group, tensors, peer, *, tag=0, replicas=None, whole=(), sliced=(), timeout_ms=0, stream=None):
         """Starts to send tensors; wait() says when their memory may be used again."""
         raw = _Tensors(list(tensors.items()), whole, sliced)
-        options = _dict_options(peer, tag, replicas, timeout_ms)
+        options = _dict_options(peer, tag, replicas, timeout_ms, stream)
         return Dict(_out("dict_send", group.handle, raw.raw, raw.count, byref(options)), raw)
 
     @staticmethod
@@ -1149,15 +1156,16 @@ class Dict:
         _call("object_send", group.handle, buffer.address, buffer.count, byref(_dict_options(peer, tag, None, timeout_ms)), None)
 
     @staticmethod
-    def receive(group, peer, *, tag=0, replicas=None, timeout_ms=0):
+    def receive(group, peer, *, tag=0, replicas=None, timeout_ms=0, stream=None):
         """Starts to receive the next message of a peer and tag; wait() brings it here."""
-        return Dict(_out("dict_recv", group.handle, byref(_dict_options(peer, tag, replicas, timeout_ms))))
+        options = _dict_options(peer, tag, replicas, timeout_ms, stream)
+        return Dict(_out("dict_recv", group.handle, byref(options)))
 
     @staticmethod
-    def broadcast(group, tensors, root=0, *, timeout_ms=0):
+    def broadcast(group, tensors, root=0, *, timeout_ms=0, stream=None):
         """Starts to broadcast the root's tensors (None elsewhere); every rank waits for it before its next collective."""
         raw = _Tensors(list(tensors.items()) if tensors else [])
-        options = _dict_options(root, 0, None, timeout_ms)
+        options = _dict_options(root, 0, None, timeout_ms, stream)
         return Dict(_out("dict_broadcast", group.handle, raw.raw, raw.count, byref(options)), raw)
 
     @staticmethod

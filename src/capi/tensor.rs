@@ -56,9 +56,12 @@ impl Entry for Handle {
 /// Sends named tensors to a rank as one message, which tutti_dict_recv receives.
 ///
 /// tensors[0] to tensors[count - 1]: their names are different; any strides, any extents, 0 included. All have
-/// the same struct_size. options->peer and options->tag: to whom, and what the message meets its receive by. The memory
-/// of the tensors is host memory; on a CUDA group all of the message travels by its CPU sibling (see tutti_group_cpu), and
-/// the order among the sibling's calls is what counts.
+/// the same struct_size. options->peer and options->tag: to whom, and what the message meets its receive by.
+///
+/// The memory of the tensors is host memory or, on a CUDA group and with device_kind TUTTI_DEVICE_CUDA, memory of the rank's
+/// device without gaps between the elements. Such tensors are copied to the host behind what is on options->stream, which
+/// is waited for before the function returns, also where it starts a dict. All of a CUDA group's message travels by its CPU
+/// sibling (see tutti_group_cpu), and the order among the sibling's calls is what counts.
 ///
 /// options->replicas: where all ranks of that group hold the same tensors, as those of a TP group hold the hidden
 /// state, and each of them sends to its own counterpart: each then sends only its slice of the large ones, and the
@@ -70,7 +73,7 @@ impl Entry for Handle {
 /// tutti_dict_test returns TUTTI_SUCCESS.
 ///
 /// Returns what tutti_send returns; TUTTI_INVALID_ARGUMENT for tensors that cannot be sent, and why; TUTTI_UNSUPPORTED for
-/// memory of a device.
+/// memory of a device with gaps, on a CPU group, or while the stream is captured.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_dict_send(
@@ -197,7 +200,9 @@ pub unsafe extern "C" fn tutti_dict_probe(dict: *mut tutti_dict_t, timeout_ms: i
 /// other collective calls on that group.
 ///
 /// tensors NULL and count 0: in memory of the library, which tutti_dict_tensor tells and tutti_dict_free frees. Otherwise
-/// one tensor for each that comes, in its order, of its dtype and shape, with any strides; names are ignored. For a dict
+/// one tensor for each that comes, in its order, of its dtype and shape, with any strides; names are ignored. On a CUDA
+/// group any of them may be memory of the device (device_kind TUTTI_DEVICE_CUDA, no gaps), wherever the sender has it: it is
+/// written on options->stream, so what is put there after the return sees it. For a dict
 /// that is sent they must be NULL and 0. timeout_ms: how long it may take until the message begins; when it ends first
 /// nothing has failed. The rest has the deadline of the options.
 ///
@@ -241,7 +246,9 @@ pub unsafe extern "C" fn tutti_dict_count(dict: *mut tutti_dict_t, count: *mut u
 /// Writes what a tensor of a message is: all fields of *tensor; its data are NULL until the message is here. Set
 /// tensor->struct_size before the call (TUTTI_TENSOR_INIT does). What the fields point to belongs to the dict.
 ///
-/// Strides are those the sender had, where its tensor had no gaps; otherwise elements lie row by row. Any thread.
+/// Strides are those the sender had, where its tensor had no gaps; otherwise elements lie row by row. device_kind is where
+/// the data are: in memory of the library always the host; while they are not here yet, where the sender has them. Any
+/// thread.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process, it is not known yet,
 /// or another thread waits for it).
@@ -456,7 +463,10 @@ impl Handle {
             name: told.name.as_ptr(),
             data: received.data.cast(),
             dtype: told.dtype as i32,
-            device_kind: TUTTI_DEVICE_CPU,
+            device_kind: match received.device {
+                Device::Host => TUTTI_DEVICE_CPU,
+                Device::Cuda => TUTTI_DEVICE_CUDA,
+            },
             ndim: told.shape.len() as i32,
             flags: 0,
             shape: told.shape.as_ptr(),
@@ -553,6 +563,7 @@ unsafe fn parse_options(options: *const tutti_dict_options) -> Result<Options> {
         tag: number("tag", options.tag)?,
         replicas,
         timeout: Timeout::from_ms(options.timeout_ms)?,
+        stream: options.stream as usize,
     })
 }
 

@@ -404,6 +404,9 @@ pub struct tutti_dict_options {
     pub replicas: *mut tutti_group_t,
     /// The deadline of each step: milliseconds, TUTTI_TIMEOUT_DEFAULT (the group's) or TUTTI_TIMEOUT_NEVER.
     pub timeout_ms: i64,
+    /// On a CUDA group, the stream (a CUstream) behind which tensors of the device are read and written; NULL: the legacy
+    /// default stream.
+    pub stream: *mut c_void,
 }
 /// See struct tutti_dict_options.
 pub type tutti_dict_options_t = tutti_dict_options;
@@ -550,12 +553,13 @@ const _: () = {
     assert!(offset_of!(tutti_tensor, shape) == 40);
     assert!(offset_of!(tutti_tensor, strides) == 48);
 
-    assert!(size_of::<tutti_dict_options>() == 32 && align_of::<tutti_dict_options>() == 8);
+    assert!(size_of::<tutti_dict_options>() == 40 && align_of::<tutti_dict_options>() == 8);
     assert!(offset_of!(tutti_dict_options, struct_size) == 0);
     assert!(offset_of!(tutti_dict_options, peer) == 8);
     assert!(offset_of!(tutti_dict_options, tag) == 12);
     assert!(offset_of!(tutti_dict_options, replicas) == 16);
     assert!(offset_of!(tutti_dict_options, timeout_ms) == 24);
+    assert!(offset_of!(tutti_dict_options, stream) == 32);
 
     assert!(size_of::<tutti_call>() == 120 && align_of::<tutti_call>() == 8);
     assert!(offset_of!(tutti_call, struct_size) == 0);

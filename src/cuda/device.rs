@@ -171,6 +171,45 @@ impl Device {
         Ok(facts)
     }
 
+    /// What the driver knows of some memory of this device, of which all of it must be one allocation; `None` for memory of
+    /// the host, or no memory at all.
+    pub fn owned(&self, start: driver::Address, length: u64) -> Result<Option<Facts>> {
+        if length == 0 {
+            return Ok(None);
+        }
+        let facts = self.facts(start).map_err(|error| error.during(format_args!("whose memory {start:#x} is")))?;
+        if facts.kind != driver::MEMORY_OF_DEVICE {
+            return Ok(None);
+        }
+        if facts.ordinal != self.ordinal {
+            return Err(Error::invalid(format_args!(
+                "{start:#x} is memory of CUDA device {}, and this rank's device is {self}",
+                facts.ordinal
+            )));
+        }
+        if !facts.holds(start, length) {
+            return Err(Error::invalid(format_args!(
+                "it takes {length} bytes from {start:#x} on, but the allocation ends at {:#x}",
+                facts.end()
+            )));
+        }
+        Ok(Some(facts))
+    }
+
+    /// Whether a stream of this device is being captured.
+    #[expect(
+        clippy::not_unsafe_ptr_arg_deref,
+        reason = "a stream is a handle of the driver; nobody here looks behind it"
+    )]
+    pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        let _entered = if self.is_current() { None } else { Some(self.enter()?) };
+        let mut status = 0;
+        // SAFETY: `status` is writable, the stream the caller's.
+        unsafe { self.driver.stream_is_capturing(stream, &mut status) }
+            .map_err(|error| error.during("whether the stream is captured"))?;
+        Ok(status != driver::CAPTURE_NONE)
+    }
+
     /// Writes some device memory, and waits for that.
     pub fn write(&self, address: driver::Address, content: &[u8]) -> Result<()> {
         let _entered = self.enter()?;

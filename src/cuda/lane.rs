@@ -189,16 +189,6 @@ impl Lane {
         Mark::behind(self.device, stream)
     }
 
-    /// Whether `stream` is being captured.
-    pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
-        let _entered = if self.device.is_current() { None } else { Some(self.device.enter()?) };
-        let mut status = 0;
-        // SAFETY: `status` is writable, the stream the caller's.
-        unsafe { self.device.driver.stream_is_capturing(stream, &mut status) }
-            .map_err(|error| error.during("whether the stream is captured"))?;
-        Ok(status != driver::CAPTURE_NONE)
-    }
-
     /// Lets a capture session hear of captured calls, from now until the session drops the notes.
     pub fn note_into(&self, notes: &Arc<Notes>) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(notes));
@@ -295,7 +285,7 @@ impl Outpost for Lane {
 
     fn check_eager(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()> {
         self.check(buffers)?;
-        match self.is_capturing(stream) {
+        match self.device.is_capturing(stream) {
             Ok(false) => Ok(()),
             Ok(true) => Err(not_capturable()),
             Err(error) => {
@@ -502,27 +492,13 @@ impl Known {
         if length == 0 || self.ranges.iter().any(|(from, to)| *from <= start && start.saturating_add(length) <= *to) {
             return Ok(());
         }
-        let facts = device.facts(start).map_err(|error| {
-            Error::invalid(format_args!("{name} is {start:#x}, which the driver does not know ({error})"))
-        })?;
-        if facts.kind != driver::MEMORY_OF_DEVICE {
-            return Err(Error::invalid(format_args!(
+        let facts = device.owned(start, length).map_err(|error| Error::invalid(format_args!("{name}: {error}")))?;
+        let facts = facts.ok_or_else(|| {
+            Error::invalid(format_args!(
                 "{name} is {start:#x}, memory of the host; this is a CUDA group, whose buffers are memory of {device} \
                  (tutti_group_cpu gives the group for host memory)"
-            )));
-        }
-        if facts.ordinal != device.ordinal {
-            return Err(Error::invalid(format_args!(
-                "{name} is {start:#x}, memory of CUDA device {}; this rank's buffers are memory of {device}",
-                facts.ordinal
-            )));
-        }
-        if !facts.holds(start, length) {
-            return Err(Error::invalid(format_args!(
-                "{name} is {start:#x} with {length} bytes, but the allocation ends at {:#x}",
-                facts.end()
-            )));
-        }
+            ))
+        })?;
         self.ranges[self.next % REMEMBERED] = (facts.base, facts.end());
         self.next += 1;
         Ok(())

@@ -38,7 +38,7 @@ impl Enqueued {
     /// For a call of a CUDA group; `None` on CPU groups.
     fn of(group: &Group, stream: *mut c_void) -> Result<Option<Self>> {
         let Some(lane) = Lane::existing(&group.members) else { return Ok(None) };
-        if lane.is_capturing(stream)? {
+        if lane.device.is_capturing(stream)? {
             return Err(Error::usage("a call that is captured is done at replay and has no request: give no request"));
         }
         Ok(Some(Enqueued { lane, stream: stream as usize, mark: OnceLock::new() }))

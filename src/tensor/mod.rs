@@ -2,6 +2,7 @@
 //!
 //! * [`manifest`] — what goes ahead of the data and says what it is: a binary format, checked;
 //! * [`shape`] — extents and strides, and copies between them;
+//! * `device` — tensors in the memory of a device;
 //! * [`load`](self) — which tensors travel together and which alone; `slab` — memory of the library;
 //! * this page — sending, receiving, broadcasting.
 //!
@@ -19,6 +20,7 @@
 //! counterpart, and the receivers gather the slices among themselves. Whether a tensor is sliced is for the sender to
 //! decide, by what all senders know alike (size and flags), and the manifest tells; so the two sides cannot disagree.
 
+mod device;
 pub(crate) mod load;
 pub mod manifest;
 pub mod shape;
@@ -33,6 +35,7 @@ use std::{
 };
 
 use self::{
+    device::StandIns,
     load::{ALIGNMENT, Load, loads},
     manifest::{Device, Manifest, Record},
     shape::Shape,
@@ -100,6 +103,8 @@ pub struct Options {
     pub replicas: Option<Arc<Group>>,
     /// The deadline of each step that waits.
     pub timeout: Timeout,
+    /// The stream behind which tensors of a device are read and written, as a number; 0: the legacy default stream.
+    pub stream: usize,
 }
 
 impl Options {
@@ -118,7 +123,10 @@ impl Options {
 
 /// A message: on its way out, awaited, or here with its tensors.
 pub struct Dict {
+    /// The group that it was started on.
     group: Arc<Group>,
+    /// What carries it: the group, or its CPU sibling.
+    carrier: Arc<Group>,
     options: Options,
     is_broadcast: bool,
     state: Mutex<State>,
@@ -136,7 +144,7 @@ enum State {
     /// The manifest is here, the data are not.
     Announced { manifest: Manifest, turn: Option<Turn> },
     /// All is here: in memory of the library, or of the caller.
-    Here { manifest: Manifest, places: Vec<*mut u8>, shapes: Vec<Shape>, _slab: Slab },
+    Here { manifest: Manifest, places: Vec<*mut u8>, devices: Vec<Device>, shapes: Vec<Shape>, _slab: Slab },
     /// Nothing is left of it: a send that is over, or one that failed.
     Over,
 }
@@ -151,6 +159,8 @@ pub struct Received {
     pub record: Record,
     /// Extents and strides as it lies here.
     pub shape: Shape,
+    /// Where that is; of what is only announced, where its sender has it.
+    pub device: Device,
     /// The element with all indices 0.
     pub data: *mut u8,
 }
@@ -158,21 +168,22 @@ pub struct Received {
 impl Dict {
     /// Sends tensors to a rank, with `object` one that is an object, and waits until their memory may be used again.
     pub fn send(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<()> {
-        let (group, options) = carriers(group, options);
-        let parcel = Parcel::new(&group, views, object, &options)?;
-        group.exchange(&parcel.letters(&options), options.timeout).map(drop)
+        let (carrier, options) = carriers(group, options);
+        let parcel = Parcel::new(group, views, object, &options)?;
+        carrier.exchange(&parcel.letters(&options), options.timeout).map(drop)
     }
 
     /// Starts to send tensors; with `object`, one that is an object. Their memory must stay until the dict is over.
     pub fn start_send(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<Arc<Self>> {
-        let (group, options) = carriers(group, options);
-        let parcel = Parcel::new(&group, views, object, &options)?;
+        let (carrier, options) = carriers(group, options);
+        let parcel = Parcel::new(group, views, object, &options)?;
         let letters = parcel.letters(&options);
         let timeout = options.timeout;
-        let dict = Self::new(&group, options, false, State::Sending { requests: Vec::new(), _parcel: parcel });
+        let dict =
+            Self::new((group, &carrier), options, false, State::Sending { requests: Vec::new(), _parcel: parcel });
         for letter in letters {
             // Where one is refused, those before it are released with the dict.
-            let request = group.post(letter, timeout)?;
+            let request = carrier.post(letter, timeout)?;
             if let State::Sending { requests, .. } = &mut *dict.state() {
                 requests.push(request);
             }
@@ -183,35 +194,35 @@ impl Dict {
     /// Starts to receive a message. [`Dict::wait`] brings it here.
     pub fn start_receive(group: &Arc<Group>, options: Options) -> Result<Arc<Self>> {
         refuse_batch()?;
-        let (group, options) = carriers(group, options);
-        check_peer(&group, &options)?;
+        let (carrier, options) = carriers(group, options);
+        check_peer(group, &options)?;
         let first = Slab::new(FIRST)?;
         // SAFETY: the slab is kept beside the request, which is released before the slab goes.
         let letter = unsafe {
             Letter::receive(options.peer, options.manifest_tag(), DType::Bytes, first.at(0, FIRST), FIRST as u64)
         };
-        let post = || group.post(letter, options.timeout);
-        let (turn, request) = group.line_up((options.peer, options.tag), post)?;
-        Ok(Self::new(&group, options, false, State::Awaited { request, first, turn: Some(turn) }))
+        let post = || carrier.post(letter, options.timeout);
+        let (turn, request) = carrier.line_up((options.peer, options.tag), post)?;
+        Ok(Self::new((group, &carrier), options, false, State::Awaited { request, first, turn: Some(turn) }))
     }
 
     /// Starts to broadcast: the root its tensors, all others to receive them. Collective. Every rank must wait for it before
     /// its next collective call on the group: the data go by the group's own broadcasts, in the wait.
     pub fn start_broadcast(group: &Arc<Group>, views: &[View], object: bool, options: Options) -> Result<Arc<Self>> {
         refuse_batch()?;
-        let (group, options) = carriers(group, options);
-        check_peer(&group, &options)?;
+        let (carrier, options) = carriers(group, options);
+        check_peer(group, &options)?;
         if options.replicas.is_some() {
             return Err(Error::invalid("a broadcast takes no replicating group: all ranks get everything"));
         }
         if group.rank() == options.peer {
-            let parcel = Parcel::new(&group, views, object, &options)?;
-            let requests = vec![group.start(broadcast(&options, parcel.head.at(0, FIRST), FIRST), options.timeout)?];
-            return Ok(Self::new(&group, options, true, State::Broadcasting { requests, parcel }));
+            let parcel = Parcel::new(group, views, object, &options)?;
+            let requests = vec![carrier.start(broadcast(&options, parcel.head.at(0, FIRST), FIRST), options.timeout)?];
+            return Ok(Self::new((group, &carrier), options, true, State::Broadcasting { requests, parcel }));
         }
         let first = Slab::new(FIRST)?;
-        let request = group.start(broadcast(&options, first.at(0, FIRST), FIRST), options.timeout)?;
-        Ok(Self::new(&group, options, true, State::Awaited { request, first, turn: None }))
+        let request = carrier.start(broadcast(&options, first.at(0, FIRST), FIRST), options.timeout)?;
+        Ok(Self::new((group, &carrier), options, true, State::Awaited { request, first, turn: None }))
     }
 
     /// How far it is: `Done` for a send that is over, and for a message of which [`Dict::wait`] will not wait for the
@@ -259,14 +270,24 @@ impl Dict {
             State::Announced { manifest, .. } => Ok(manifest
                 .records
                 .iter()
-                .map(|record| Received { record: record.clone(), shape: record.shape.clone(), data: ptr::null_mut() })
+                .map(|record| Received {
+                    record: record.clone(),
+                    shape: record.shape.clone(),
+                    device: record.device,
+                    data: ptr::null_mut(),
+                })
                 .collect()),
-            State::Here { manifest, places, shapes, .. } => Ok(manifest
+            State::Here { manifest, places, devices, shapes, .. } => Ok(manifest
                 .records
                 .iter()
-                .zip(places)
+                .zip(places.iter().zip(devices))
                 .zip(shapes)
-                .map(|((record, data), shape)| Received { record: record.clone(), shape: shape.clone(), data: *data })
+                .map(|((record, (data, device)), shape)| Received {
+                    record: record.clone(),
+                    shape: shape.clone(),
+                    device: *device,
+                    data: *data,
+                })
                 .collect()),
             State::Awaited { .. } => Err(Error::usage("it is not known yet what comes: wait for it or probe")),
             _ => Err(Error::usage("this is no message that comes here, but one that was sent")),
@@ -285,7 +306,7 @@ impl Dict {
         let mut state = match self.state_at_rest() {
             Some(state) => state,
             None => {
-                self.group.abort();
+                self.carrier.abort();
                 if let Some(replicas) = &self.options.replicas {
                     replicas.abort();
                 }
@@ -302,14 +323,19 @@ impl Dict {
         }
         // The data of what was announced, and of a broadcast, are still counted on.
         if matches!(&*state, State::Announced { .. }) || matches!(&*state, State::Broadcasting { .. }) {
-            self.group.abort();
+            self.carrier.abort();
         }
         *state = State::Over;
     }
 
-    fn new(group: &Arc<Group>, options: Options, is_broadcast: bool, state: State) -> Arc<Self> {
+    fn new(
+        (group, carrier): (&Arc<Group>, &Arc<Group>),
+        options: Options,
+        is_broadcast: bool,
+        state: State,
+    ) -> Arc<Self> {
         let (state, is_waiting) = (Mutex::new(state), AtomicBool::new(false));
-        Arc::new(Dict { group: group.clone(), options, is_broadcast, state, is_waiting })
+        Arc::new(Dict { group: group.clone(), carrier: carrier.clone(), options, is_broadcast, state, is_waiting })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -366,7 +392,7 @@ impl Dict {
                     }
                 }
                 let outcome = parcel.rest().try_for_each(|(start, bytes)| {
-                    self.group.run(broadcast(&self.options, start.cast_mut(), bytes), self.options.timeout)
+                    self.carrier.run(broadcast(&self.options, start.cast_mut(), bytes), self.options.timeout)
                 });
                 *state = State::Over;
                 return outcome.map(|()| Progress::Done);
@@ -379,13 +405,27 @@ impl Dict {
         }
         let State::Announced { manifest, turn } = &*state else { return Ok(Progress::Done) };
         refuse_overtaking(turn.as_ref())?;
-        let plan = Arrival::new(manifest, views, &self.options)?;
-        let here = plan.fetch(&self.group, manifest, &self.options, self.is_broadcast);
+        let devices = match views {
+            Some(views) => views.iter().map(|view| view.device).collect(),
+            None => vec![Device::Host; manifest.records.len()],
+        };
+        let (views, stand_ins) = match views {
+            Some(views) => {
+                let (views, stand_ins) = StandIns::of(&self.group, views, self.options.stream)?;
+                (Some(views), Some(stand_ins))
+            }
+            None => (None, None),
+        };
+        let mut plan = Arrival::new(manifest, views.as_deref(), &self.options)?;
+        let here = plan.fetch(&self.carrier, manifest, &self.options, self.is_broadcast);
         let State::Announced { manifest, .. } = std::mem::replace(&mut *state, State::Over) else {
             return Ok(Progress::Done);
         };
         here?;
-        *state = State::Here { manifest, places: plan.places, shapes: plan.shapes, _slab: plan.slab };
+        if let Some(stand_ins) = stand_ins {
+            stand_ins.bring_home(&mut plan.places)?;
+        }
+        *state = State::Here { manifest, places: plan.places, devices, shapes: plan.shapes, _slab: plan.slab };
         Ok(Progress::Done)
     }
 
@@ -428,10 +468,10 @@ impl Dict {
         }
         let rest = &mut bytes[came..];
         if self.is_broadcast {
-            return self.group.run(broadcast(&self.options, rest.as_mut_ptr(), rest.len()), self.options.timeout);
+            return self.carrier.run(broadcast(&self.options, rest.as_mut_ptr(), rest.len()), self.options.timeout);
         }
         let (peer, tag, timeout) = (self.options.peer, self.options.data_tag(), self.options.timeout);
-        let more = self.group.receive_bytes(rest, peer, tag, timeout)?;
+        let more = self.carrier.receive_bytes(rest, peer, tag, timeout)?;
         bytes.truncate(came + more);
         Ok(())
     }
@@ -455,6 +495,7 @@ struct Parcel {
     /// Bytes of the manifest.
     length: usize,
     _copies: Vec<Slab>,
+    _stand_ins: StandIns,
     /// The loads.
     pieces: Vec<(*const u8, usize)>,
 }
@@ -469,15 +510,9 @@ impl Parcel {
         if object && options.replicas.is_some() {
             return Err(Error::invalid("an object is not sliced: options->replicas must be NULL"));
         }
+        let (on_host, mut stand_ins) = StandIns::of(group, views, options.stream)?;
         let (parts, part) = options.replicas.as_ref().map_or((1, 0), |replicas| (replicas.size(), replicas.rank()));
         let record = |view: &View| {
-            if view.device != Device::Host {
-                return Err(Error::Unsupported(format!(
-                    "tensor {:?} is in CUDA memory, and tensor dicts carry host memory in this version: copy it to the \
-                     host first",
-                    view.name
-                )));
-            }
             let shape = view.shape.on_the_way();
             let bytes = shape.count() as usize * view.dtype.size();
             let sliced = match view.slicing {
@@ -491,10 +526,13 @@ impl Parcel {
         let manifest = Manifest { object, parts, part, records };
         let encoded =
             manifest.encode().map_err(|why| Error::invalid(format_args!("these tensors cannot be sent: {why}")))?;
+        stand_ins.fill(group, options.timeout)?;
+        let views = &*on_host;
         let head = Slab::new(encoded.len().max(FIRST))?;
         // SAFETY: the slab is as long.
         unsafe { ptr::copy_nonoverlapping(encoded.as_ptr(), head.at(0, encoded.len()), encoded.len()) };
-        let mut parcel = Parcel { head, length: encoded.len(), _copies: Vec::new(), pieces: Vec::new() };
+        let mut parcel =
+            Parcel { head, length: encoded.len(), _copies: Vec::new(), _stand_ins: stand_ins, pieces: Vec::new() };
         for load in loads(&manifest) {
             let piece = match load {
                 Load::One(index) => {
@@ -727,9 +765,6 @@ fn check_views(manifest: &Manifest, views: &[View]) -> Result<()> {
                 view.shape.extents()
             )));
         }
-        if view.device != Device::Host {
-            return Err(Error::Unsupported(format!("tensor {name:?} comes to the host, but was given CUDA memory")));
-        }
     }
     Ok(())
 }
@@ -770,7 +805,7 @@ fn broadcast(options: &Options, start: *mut u8, bytes: usize) -> Call {
     Call::new(descriptor, start, start)
 }
 
-/// The groups that carry a message. What is sent lies in host memory, so of CUDA groups these are the CPU siblings.
+/// The groups that carry a message: what is sent lies in host memory by then, so of CUDA groups their CPU siblings.
 fn carriers(group: &Arc<Group>, mut options: Options) -> (Arc<Group>, Options) {
     let carrier = |group: Arc<Group>| group.cpu().cloned().unwrap_or(group);
     options.replicas = options.replicas.map(carrier);

@@ -1,13 +1,11 @@
 //! What calls do: results, buffers, streams, and how often the driver is asked.
 
 use tutti::{
-    communicator::Progress,
     config::Timeout,
     dispatch::Format,
     dtype::{Collective, DType, Op},
     error::Status,
     group::{Group, batch},
-    tensor::{Dict, Options, Slicing, View, manifest::Device, shape::Shape},
 };
 
 use crate::{
@@ -265,38 +263,6 @@ fn the_cpu_sibling_is_a_group_of_its_own() {
             });
         }
     });
-}
-
-#[test]
-fn tensor_dicts_of_host_memory_go_by_the_cpu_sibling() {
-    if !on_stub_or_card("calls::tensor_dicts_of_host_memory_go_by_the_cpu_sibling") {
-        return;
-    }
-    let groups = world(&[0, 1], "").unwrap();
-    let view = |data: *mut u8, device| View {
-        name: "positions".into(),
-        dtype: DType::Int32,
-        device,
-        shape: Shape::rows(&[3, 5], 4).unwrap(),
-        data,
-        slicing: Slicing::Auto,
-    };
-    let with = |peer| Options { peer, ..Options::default() };
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut sent: Vec<i32> = (0..15).collect();
-            let data = sent.as_mut_ptr().cast();
-            let refused = Dict::send(&groups[0], &[view(data, Device::Cuda)], false, with(1)).unwrap_err();
-            assert_eq!(refused.status(), Status::Unsupported);
-            Dict::send(&groups[0], &[view(data, Device::Host)], false, with(1)).unwrap();
-        });
-        let dict = Dict::start_receive(&groups[1], with(0)).unwrap();
-        let mut received = vec![-1_i32; 15];
-        let place = view(received.as_mut_ptr().cast(), Device::Host);
-        assert_eq!(dict.wait_into(&[place], Timeout::Default).unwrap(), Progress::Done);
-        assert!(received.into_iter().eq(0..15));
-    });
-    groups.iter().for_each(|group| group.check().unwrap());
 }
 
 #[test]

@@ -10,6 +10,7 @@
 mod absence;
 mod calls;
 mod captures;
+mod dicts;
 mod failures;
 mod letters;
 mod machine;

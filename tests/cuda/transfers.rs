@@ -253,7 +253,7 @@ fn what_cannot_be_a_transfers_memory_or_stream_is_refused_and_changes_nothing() 
     let plan = plan_of(&[64], (&[0], DType::Float32), (&[1], DType::Float32), 2);
     let mut transfers = transfers(&plan, &groups);
     let (source, short, target) = (Buffer::with(0, &content(3, 256)), Buffer::new(0, 255), Buffer::new(1, 256));
-    for (address, says) in [(target.address, "memory of CUDA device 1"), (short.address, "but the allocation is")] {
+    for (address, says) in [(target.address, "memory of CUDA device 1"), (short.address, "but the allocation ends")] {
         // SAFETY: it is refused.
         let error = unsafe { transfers[0].bind(0, Side::Source, address as *mut u8, None) }.unwrap_err();
         assert_eq!(error.status(), Status::InvalidArgument);

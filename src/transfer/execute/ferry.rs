@@ -104,13 +104,10 @@ impl Ferry {
 
     /// What says when everything that is on a caller's stream now is over.
     pub(super) fn work_of(&self, stream: *mut c_void) -> Result<Copies> {
-        let _entered = self.device.enter()?;
-        let mut status = driver::CAPTURE_NONE;
-        // SAFETY: `status` is writable, the stream the caller's; the driver says whether it is one.
-        unsafe { self.device.driver.stream_is_capturing(stream, &mut status) }.map_err(|error| {
+        let is_captured = self.device.is_capturing(stream).map_err(|error| {
             Error::invalid(format_args!("a transfer behind stream {stream:p} ({error}): is it of {}?", self.device))
         })?;
-        if status != driver::CAPTURE_NONE {
+        if is_captured {
             return Err(Error::Unsupported("a transfer goes through the host and cannot be captured".into()));
         }
         self.behind(stream, "what was on the stream before a transfer")

@@ -14,7 +14,7 @@ use super::{
     convey::Place,
 };
 use crate::{
-    cuda::{device::Device, driver},
+    cuda::device::Device,
     dtype::DType,
     error::{Error, Result},
 };
@@ -77,7 +77,9 @@ impl Tensors {
         }
         let mut bound = Bound { memory, view, is_on_device: false };
         if let Some(device) = self.device {
-            bound.is_on_device = is_on_device(&bound.span(), device).map_err(what)?;
+            let span = bound.span();
+            let owned = device.owned(span.start as u64, (span.end - span.start) as u64);
+            bound.is_on_device = owned.map_err(what)?.is_some();
         }
         let slot = if side == Side::Source { &mut self.sources[item] } else { &mut self.targets[item] };
         *slot = Some(bound);
@@ -198,32 +200,6 @@ impl Bound {
         }
         runs.sort_unstable_by_key(|run| run.start);
         Some(runs)
-    }
-}
-
-/// Whether some memory is the device's; if not, it is the host's.
-fn is_on_device(span: &Range<usize>, device: &Device) -> Result<bool> {
-    let (start, length) = (span.start as u64, (span.end - span.start) as u64);
-    if length == 0 {
-        return Ok(false);
-    }
-    let facts = device.facts(start).map_err(|error| error.during(format_args!("whose memory {start:#x} is")))?;
-    if facts.kind != driver::MEMORY_OF_DEVICE {
-        return Ok(false);
-    }
-    if facts.ordinal != device.ordinal {
-        return Err(Error::invalid(format_args!(
-            "{start:#x} is memory of CUDA device {}; this rank's tensors are memory of {device}, or of the host",
-            facts.ordinal
-        )));
-    }
-    match facts.holds(start, length) {
-        true => Ok(true),
-        false => Err(Error::invalid(format_args!(
-            "it takes {length} bytes from {start:#x} on, but the allocation is from {:#x} to {:#x}",
-            facts.base,
-            facts.end()
-        ))),
     }
 }
 
