@@ -14,6 +14,12 @@
 //! store to each: the orders are a set of bits that only grows, and relaxed, because nothing is handed over with
 //! them. A kernel that fails fills its record and then stores `written` with release at system scope; the host loads it
 //! with acquire before it reads the record. Records are read when somebody looks: at the next call, and at check.
+//!
+//! # Graphs
+//!
+//! A call that is captured may be replayed later. If capture sessions were open when it was captured, that is as long as
+//! one of them lives, which keeps the group; else it may be at any time, and the process keeps all device memory.
+//! A replay in between, after this rank has left the group, finds words in memory that make it return at once.
 
 #![expect(clippy::not_unsafe_ptr_arg_deref, reason = "a stream is a handle of the driver; nobody here looks behind it")]
 
@@ -64,7 +70,10 @@ pub struct Lane {
     known: Mutex<Known>,
     /// The capture sessions that want to hear of captured calls.
     notes: Mutex<Vec<Weak<Notes>>>,
+    /// Whether any call was captured.
     captured: AtomicBool,
+    /// Whether one was captured outside of all sessions.
+    captured_for_good: AtomicBool,
     /// The deadline of the last call, for the text of a failure.
     patience_ms: AtomicU64,
     /// Frees what was parked when the last lane of the process goes.
@@ -137,6 +146,7 @@ impl Lane {
             known: Mutex::new(Known::default()),
             notes: Mutex::new(Vec::new()),
             captured: AtomicBool::new(false),
+            captured_for_good: AtomicBool::new(false),
             patience_ms: AtomicU64::new(0),
             presence: Mutex::new(Some(Presence::new())),
             place,
@@ -170,7 +180,11 @@ impl Lane {
         if admitted.captured {
             self.captured.store(true, Ordering::Relaxed);
             let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-            notes.retain(|note| note.upgrade().inspect(|note| note.add(digest)).is_some());
+            let mut noted = false;
+            notes.retain(|note| note.upgrade().inspect(|note| noted |= note.add(digest)).is_some());
+            if !noted {
+                self.captured_for_good.store(true, Ordering::Relaxed);
+            }
             return Ok(());
         }
         let mut order = self.order();
@@ -200,7 +214,8 @@ impl Lane {
         Ok(status != driver::CAPTURE_NONE)
     }
 
-    /// Lets a capture session hear of captured calls, from now until the session drops the notes.
+    /// Lets a capture session hear of captured calls, from now until it closes the notes. It keeps the notes for as long as
+    /// what was captured may be replayed, and the group for longer.
     pub fn note_into(&self, notes: &Arc<Notes>) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(notes));
     }
@@ -231,9 +246,16 @@ impl Lane {
         self.patience_ms.store(patience.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Whether any call of the group was captured: then its kernels may run at any time.
+    /// Whether any call of the group was captured.
     pub fn was_captured(&self) -> bool {
         self.captured.load(Ordering::Relaxed)
+    }
+
+    /// Whether calls of the group may still be replayed, so that its kernels may run at any time.
+    fn may_be_replayed(&self) -> bool {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = || notes.iter().filter_map(Weak::upgrade).any(|note| note.read().0 > 0);
+        self.captured_for_good.load(Ordering::Relaxed) || noted()
     }
 
     /// Whether everything eager has come to its end.
@@ -369,7 +391,7 @@ impl Outpost for Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let quiet = self.is_quiet();
+        let (quiet, may_be_replayed) = (self.is_quiet(), self.may_be_replayed());
         LAST.lock().unwrap_or_else(PoisonError::into_inner).retain(|one| one.place != self.place);
         let order = self.order.get_mut().unwrap_or_else(PoisonError::into_inner);
         if !order.event.is_null() {
@@ -377,7 +399,7 @@ impl Drop for Lane {
             let _ = unsafe { self.device.driver.event_destroy(order.event) };
         }
         let presence = self.presence.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if self.captured.load(Ordering::Relaxed) || !quiet {
+        if may_be_replayed || !quiet {
             // Kernels of this group may still run: nothing in this process is given back any more.
             log::info!(target: "tutti::cuda", "memory of a group whose kernels may still run is kept until the process ends");
             std::mem::forget(presence);
@@ -457,6 +479,7 @@ impl Drop for Mark {
 pub struct Notes {
     count: AtomicU32,
     digest: AtomicU64,
+    closed: AtomicBool,
 }
 
 impl Notes {
@@ -465,12 +488,22 @@ impl Notes {
         (self.count.load(Ordering::Acquire), self.digest.load(Ordering::Acquire))
     }
 
-    /// One more call. Calls of one group are made one after the other, so plain loads and stores will do.
-    fn add(&self, digest: u32) {
+    /// Notes nothing from now on: the session has ended.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// One more call, unless the notes are closed. Calls of one group are made one after the other, so plain loads and
+    /// stores will do.
+    fn add(&self, digest: u32) -> bool {
+        if self.closed.load(Ordering::Acquire) {
+            return false;
+        }
         let before = self.digest.load(Ordering::Acquire);
         // FNV-1a, a word at a time: the order counts.
         self.digest.store((before ^ u64::from(digest)).wrapping_mul(0x0000_0100_0000_01b3), Ordering::Release);
         self.count.fetch_add(1, Ordering::AcqRel);
+        true
     }
 }
 
