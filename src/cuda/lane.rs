@@ -2,8 +2,9 @@
 //!
 //! * **One in flight.** Calls of a group follow each other, whatever streams they are on. Each eager call records an event
 //!   on its stream; the next one, on another stream, waits for it there. (The event, not the stream: that one may be
-//!   gone.) Calls that are captured are ordered by their graph, and replays by the caller; two at once are caught by
-//!   the kernels.
+//!   gone. A new stream with its handle would be taken for it, which is why callers must not replace a stream whose
+//!   calls are pending.) Calls that are captured are ordered by their graph, and replays by the caller; two at once
+//!   are caught by the kernels.
 //! * **Buffers** are memory of the group's device. What was seen to be so is remembered, a few allocations of it, since
 //!   asking the driver costs more than the rest of a call.
 //! * **The way between host and kernels**, one [`Line`] for each communicator: orders in, the first failure out.
@@ -25,6 +26,7 @@
 
 use std::{
     any::Any,
+    cell::Cell,
     ffi::c_void,
     ptr,
     sync::{
@@ -58,6 +60,14 @@ pub const PAGE: usize = 4096;
 const LEAVING: Duration = Duration::from_secs(1);
 /// The handles of streams that exist in every context: the legacy default one by either name, and the thread's.
 const SPECIAL_STREAMS: usize = 2;
+/// `CU_STREAM_LEGACY`, the other name of the stream 0.
+const LEGACY: usize = 1;
+/// `CU_STREAM_PER_THREAD`, another stream in every thread.
+const PER_THREAD: usize = 2;
+/// Instead of a deadline in milliseconds: there was no call yet.
+const NO_CALL: u64 = u64::MAX;
+/// Instead of a deadline in milliseconds: calls had different ones.
+const DIFFERENT: u64 = u64::MAX - 1;
 /// Allocations that are remembered.
 const REMEMBERED: usize = 16;
 
@@ -74,7 +84,7 @@ pub struct Lane {
     captured: AtomicBool,
     /// Whether one was captured outside of all sessions.
     captured_for_good: AtomicBool,
-    /// The deadline of the last call, for the text of a failure.
+    /// The deadline of all calls, for the text of a failure, which does not know whose it was.
     patience_ms: AtomicU64,
     /// Frees what was parked when the last lane of the process goes.
     presence: Mutex<Option<Presence>>,
@@ -88,22 +98,50 @@ pub struct Lane {
     own: Mutex<Vec<(driver::Address, driver::Address)>>,
 }
 
-/// The last eager call of every rank of this process, to find two that wait for each other on one stream.
+/// The last calls of every rank of this process, to find two that wait for each other on one stream.
 static LAST: Mutex<Vec<Last>> = Mutex::new(Vec::new());
 
 struct Last {
     place: (u64, u32),
     device: i32,
-    stream: usize,
-    /// Calls of the group so far, the same number on all ranks.
-    count: u64,
+    /// The eager one and the captured one: where, and how many the group has had of that kind, the same number on all
+    /// ranks.
+    calls: [(Option<StreamId>, u64); 2],
+}
+
+/// Which stream a handle means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StreamId {
+    handle: usize,
+    /// The calling thread, where the handle is another stream in every thread; else 0.
+    thread: u64,
+}
+
+impl StreamId {
+    fn of(stream: Stream) -> Self {
+        match stream as usize {
+            LEGACY => StreamId { handle: 0, thread: 0 },
+            PER_THREAD => StreamId { handle: PER_THREAD, thread: this_thread() },
+            handle => StreamId { handle, thread: 0 },
+        }
+    }
+}
+
+/// This thread's number, which no other thread ever has.
+fn this_thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static NUMBER: Cell<u64> = const { Cell::new(0) });
+    if NUMBER.get() == 0 {
+        NUMBER.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    }
+    NUMBER.get()
 }
 
 struct Order {
     /// Recorded behind the last eager call.
     event: Event,
     /// Its stream; `None` before the first.
-    last: Option<usize>,
+    last: Option<StreamId>,
     /// The call that was admitted.
     admitted: Option<Admitted>,
 }
@@ -137,7 +175,7 @@ impl Lane {
 
     fn new(members: &Members, device: &'static Device) -> Lane {
         let place = (members.uid(), members.rank());
-        let last = Last { place, device: device.ordinal, stream: usize::MAX, count: 0 };
+        let last = Last { place, device: device.ordinal, calls: [(None, 0); 2] };
         LAST.lock().unwrap_or_else(PoisonError::into_inner).push(last);
         Lane {
             device,
@@ -147,7 +185,7 @@ impl Lane {
             notes: Mutex::new(Vec::new()),
             captured: AtomicBool::new(false),
             captured_for_good: AtomicBool::new(false),
-            patience_ms: AtomicU64::new(0),
+            patience_ms: AtomicU64::new(NO_CALL),
             presence: Mutex::new(Some(Presence::new())),
             place,
             registry: Registry::of(members),
@@ -195,7 +233,7 @@ impl Lane {
         // SAFETY: the event is ours and the stream the caller's, whose launch was accepted.
         self.call(&mut admitted, |driver| unsafe { driver.event_record(event, stream) })
             .map_err(|error| error.during("an event behind a call"))?;
-        order.last = Some(stream as usize);
+        order.last = Some(StreamId::of(stream));
         Ok(())
     }
 
@@ -241,9 +279,12 @@ impl Lane {
         self.own.lock().unwrap_or_else(PoisonError::into_inner).push((told, failed));
     }
 
-    /// Remembers the deadline that kernels have now.
+    /// Remembers the deadline that a call gives its kernels. Calls are made one after the other.
     pub fn set_patience(&self, patience: Duration) {
-        self.patience_ms.store(patience.as_millis() as u64, Ordering::Relaxed);
+        let (before, now) = (self.patience_ms.load(Ordering::Relaxed), patience.as_millis() as u64);
+        if before != now {
+            self.patience_ms.store(if before == NO_CALL { now } else { DIFFERENT }, Ordering::Relaxed);
+        }
     }
 
     /// Whether any call of the group was captured.
@@ -269,23 +310,25 @@ impl Lane {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a call on a stream on which another rank waits for this very one.
-    fn check_stream(&self, stream: usize) -> Result<()> {
+    /// Refuses a call on a stream on which another rank waits for this very one. Captured calls count by themselves: a
+    /// graph waits for nothing while it is made.
+    fn check_stream(&self, stream: Stream, captured: bool) -> Result<()> {
+        let (id, kind) = (StreamId::of(stream), usize::from(captured));
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(own) = last.iter().position(|one| one.place == self.place) else { return Ok(()) };
-        let count = last[own].count + 1;
+        let call = (Some(id), last[own].calls[kind].1 + 1);
         let waits = |one: &&Last| {
             one.place.0 == self.place.0
                 && one.place != self.place
-                && (one.device, one.stream, one.count) == (self.device.ordinal, stream, count)
+                && (one.device, one.calls[kind]) == (self.device.ordinal, call)
         };
         if let Some(other) = last.iter().find(waits) {
             return Err(Error::invalid(format_args!(
-                "ranks {} and {} share {} and stream {stream:#x}, on which the one would wait for the other: give each its own",
+                "ranks {} and {} share {} and stream {stream:p}, on which the one would wait for the other: give each its own",
                 other.place.1, self.place.1, self.device
             )));
         }
-        (last[own].stream, last[own].count) = (stream, count);
+        last[own].calls[kind] = call;
         Ok(())
     }
 
@@ -342,10 +385,8 @@ impl Outpost for Lane {
             }
             _ => return Err(Error::usage(format_args!("the capture of stream {stream:p} has failed before"))),
         };
-        if !captured {
-            self.check_stream(stream as usize)?;
-        }
-        if !captured && order.last.is_some_and(|last| last != stream as usize) {
+        self.check_stream(stream, captured)?;
+        if !captured && order.last.is_some_and(|last| last != StreamId::of(stream)) {
             let event = order.event;
             // SAFETY: the event is ours, the stream the caller's.
             attempt(self.device, &mut entered, || unsafe { driver.stream_wait_event(stream, event, 0) })
@@ -600,10 +641,7 @@ impl Line {
             1 => (
                 Status::Timeout,
                 first,
-                format!(
-                    "{what}: {who} did not arrive on the device within {:.1} s (rank {reporter} waited)",
-                    patience_ms as f64 / 1e3
-                ),
+                format!("{what}: {who} did not arrive on the device {} (rank {reporter} waited)", within(patience_ms)),
             ),
             2 => (Status::Aborted, first, format!("{what}: it was told to stop, and waited for {who}")),
             3 => (
@@ -626,5 +664,31 @@ impl Line {
             ),
         };
         Some(Failure { status, rank, collective: None, sequence: u64::from(sequence), text })
+    }
+}
+
+/// How long a kernel has waited that met its deadline.
+fn within(patience_ms: u64) -> String {
+    match patience_ms {
+        // Replays count on the device alone, so nobody here can tell whose deadline it was.
+        NO_CALL | DIFFERENT => "before the deadline of the call".to_owned(),
+        ms => format!("within {:.1} s", ms as f64 / 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_may_be_several_streams_and_a_stream_have_several_handles() {
+        let of = |handle: usize| StreamId::of(handle as Stream);
+        assert_eq!(of(0), of(LEGACY));
+        assert_ne!(of(0), of(PER_THREAD));
+        assert_eq!(of(PER_THREAD), of(PER_THREAD));
+        let theirs = |handle: usize| std::thread::spawn(move || StreamId::of(handle as Stream)).join().unwrap();
+        assert_ne!(of(PER_THREAD), theirs(PER_THREAD), "each thread has its own");
+        assert_ne!(theirs(PER_THREAD), theirs(PER_THREAD), "and a number is never used again");
+        assert_eq!(of(0x1000), theirs(0x1000));
     }
 }
