@@ -23,7 +23,7 @@ use std::sync::{
 use crate::{
     cuda::lane::Notes,
     error::{Error, Result},
-    group::Group,
+    group::{Group, forked},
 };
 
 const OPEN: u8 = 0;
@@ -86,6 +86,15 @@ impl Session {
             Ok(_) => Ok(()),
             Err(COMMITTED) => Err(Error::usage("the session was committed before")),
             Err(_) => Err(Error::usage("the session was aborted before")),
+        }
+    }
+}
+
+impl Drop for Session {
+    /// Peers may wait for what this rank says of its capture.
+    fn drop(&mut self) {
+        if !forked() {
+            let _ = self.abort();
         }
     }
 }

@@ -252,8 +252,8 @@ impl Lane {
         Ok(status != driver::CAPTURE_NONE)
     }
 
-    /// Lets a capture session hear of captured calls, from now until it closes the notes. It keeps the notes for as long as
-    /// what was captured may be replayed, and the group for longer.
+    /// Lets a capture session hear of captured calls, from now until it closes the notes. The session has them for as long
+    /// as what was captured may be replayed, and the group a little longer.
     pub fn note_into(&self, notes: &Arc<Notes>) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(notes));
     }

@@ -86,7 +86,7 @@ pub(super) fn give_up(members: &Arc<Members>, what: impl Display, cause: Option<
         Some(cause) => Error::usage(format_args!("{what} of group {name:?}: {cause}")),
         None => Error::usage(format_args!("{what} of group {name:?}")),
     };
-    members.session(None, subject(members)).give_up(&error);
+    members.capture_session(None, subject(members)).give_up(&error);
     error
 }
 
@@ -97,7 +97,7 @@ fn subject(members: &Members) -> String {
 /// Agrees with all members that they have captured the same: so many calls, with this digest. Ranks that differ fail
 /// the group, as any failure does but one: a rank that gives up its capture only says so.
 async fn agree(members: &Arc<Members>, captured: (u32, u64), timeout: Timeout) -> Result<()> {
-    let mut session = members.session(timeout.deadline(), subject(members)).ending_at_once();
+    let mut session = members.capture_session(timeout.deadline(), subject(members));
     let mine = [u64::from(captured.0).to_le_bytes(), captured.1.to_le_bytes()].concat();
     let said = match session.all_gather(&mine, None).await {
         Ok(said) => said,

@@ -298,6 +298,24 @@ fn an_abort_is_heard_while_another_rank_is_late() {
 }
 
 #[test]
+fn aborts_in_a_row_are_all_heard() {
+    if !on_stub_or_card("captures::aborts_in_a_row_are_all_heard") {
+        return;
+    }
+    let groups = world(&[0, 1], "").unwrap();
+    let open = |rank: usize| Session::open(vec![groups[rank].clone()]);
+    open(0).abort().unwrap();
+    // Who opens a session and ends it in no way has given it up.
+    drop(open(0));
+    for _ in 0..2 {
+        let error = open(1).commit().unwrap_err();
+        assert_eq!(error.status(), Status::InvalidUsage, "{error}");
+        assert!(error.to_string().contains("rank 0 aborted its capture of group \"world\""), "{error}");
+    }
+    on_all(&[0, 1], |rank| open(*rank).commit()).into_iter().for_each(|outcome| outcome.unwrap());
+}
+
+#[test]
 fn a_group_that_has_failed_ends_commits_that_come_behind_it_and_the_others_live() {
     if !on_stub_or_card("captures::a_group_that_has_failed_ends_commits_that_come_behind_it_and_the_others_live") {
         return;
