@@ -42,6 +42,14 @@
  * only checked and noted, and happens in tutti_batch_end. Two threads inside collective calls of one group at once:
  * the second gets TUTTI_INVALID_USAGE. The deadline of a call, ten minutes unless an option names another, begins when
  * this rank enters it; the failure then names the missing rank.
+ *
+ * Streams of CUDA groups. Calls of a group follow each other whatever streams they are on: one on another stream than the
+ * last waits there for that one. CU_STREAM_PER_THREAD is another stream in every thread; NULL and CU_STREAM_LEGACY are one.
+ * A stream is known by its handle, so one whose calls of a group have not all been executed must not be destroyed and
+ * replaced by a new one, which may get the same handle and would be taken for it. Ranks of one process that share a
+ * device wait for each other on it, so each needs streams of its own (else TUTTI_INVALID_ARGUMENT), and all of them
+ * non-blocking ones (CU_STREAM_NON_BLOCKING): the legacy default stream, and any blocking stream beside it, would
+ * let one rank's work wait for another's that waits for it.
  */
 
 
@@ -2014,8 +2022,12 @@ tutti_status_t tutti_mem_free(void *memory);
 /// tutti_capture_commit. Local. Never begins or ends a stream capture itself: any number of graphs may be captured,
 /// on any streams. On CPU groups a session does nothing.
 ///
+/// A session keeps its groups, and all that the graphs captured in it touch, until it is destroyed: a replay after a
+/// group was destroyed returns at once and touches nothing. What is captured while no session of the group is open is
+/// kept until the process ends, and all device memory of the library with it.
+///
 /// groups[0] to groups[count - 1]: distinct groups, at least one, in the same relative order on all ranks. *capture
-/// gets a handle that the caller must destroy with tutti_capture_destroy after the last replay; NULL on failure.
+/// gets a handle that the caller must destroy with tutti_capture_destroy after the last replay is over; NULL on failure.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process); TUTTI_OUT_OF_MEMORY;
 /// TUTTI_INTERNAL_ERROR.
@@ -2026,12 +2038,16 @@ tutti_status_t tutti_capture_begin(tutti_group_t *const *groups,
                                    tutti_capture_t **capture);
 
 /// Makes the captured calls of the session ready to be replayed: once, before the first replay. Collective over each
-/// of the session's groups in the order given. What cannot be registered stays staged, which tutti_explain says.
+/// of the session's groups in the order given. What cannot be registered stays staged, which tutti_explain says. After
+/// the first group that does not commit, the others are given up: ranks that commit them hear that at once, with the
+/// cause, and those groups live.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (no such session); TUTTI_INVALID_USAGE (forked process; the session
-/// was committed or aborted before; a peer aborted its session, which is named, and the group lives); or a group's
-/// failure, as tutti_group_check, TUTTI_MISMATCH where the ranks captured different calls.
-TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_capture_commit(tutti_capture_t *capture);
+/// was committed or aborted before; a peer aborted its session or gave it up, which is named, and the group lives); or a
+/// group's failure, as tutti_group_check, TUTTI_MISMATCH where the ranks captured different calls.
+TUTTI_API
+TUTTI_MUST_USE
+tutti_status_t tutti_capture_commit(tutti_capture_t *capture);
 
 /// Ends the session without making its graphs ready: they must not be replayed. Local: never waits for a rank.
 ///
@@ -2039,8 +2055,8 @@ TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_capture_commit(tutti_capture_t *ca
 /// session was committed or aborted before).
 TUTTI_API TUTTI_MUST_USE tutti_status_t tutti_capture_abort(tutti_capture_t *capture);
 
-/// Destroys a session, after the last replay of its graphs; an open one is aborted first. Destroying NULL or a
-/// destroyed session succeeds. Any thread.
+/// Destroys a session, after the last replay of its graphs has come to its end on the device: what they touch may be
+/// gone from then on. An open session is aborted first. Destroying NULL or a destroyed session succeeds. Any thread.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a session); TUTTI_INVALID_USAGE (forked process).
 TUTTI_API tutti_status_t tutti_capture_destroy(tutti_capture_t *capture);

@@ -1,14 +1,20 @@
 //! Tries whether two CUDA devices reach each other's memory: `tutti-peer-check GPU-… GPU-…`.
 //!
 //! The library runs it, from a process that must not be harmed by what it finds. 0: they do, both ways. 1: they do not,
-//! and why is on standard output. 2: it was called in another way.
+//! and why is on standard output; that is said only where the driver says so, or bytes did not arrive as they were
+//! sent, since it is believed for good. 2: it was called in another way. 3: it could not find out, and why is on
+//! standard output: no memory, no context, a card that is busy.
 
 use std::{process::ExitCode, time::Duration};
 
 use tutti::{
     communicator::{Call, Descriptor},
     config::{GroupOptions, Selection, Timeout, WorldOptions},
-    cuda::{self, device::Device, driver::Uuid},
+    cuda::{
+        device::Device,
+        driver::Uuid,
+        peer_check::{REFUSED, UNKNOWN, begin_trying, copies_arrive},
+    },
     dtype::{Collective, DType, Op},
     error::{Error, Result},
     group::Group,
@@ -26,17 +32,29 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     match try_out(one, other) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Verdict::Works) => ExitCode::SUCCESS,
+        Ok(Verdict::Refused(why)) => {
+            println!("{why}");
+            ExitCode::from(REFUSED)
+        }
         Err(error) => {
             println!("{error}");
-            ExitCode::FAILURE
+            ExitCode::from(UNKNOWN)
         }
     }
 }
 
-/// What the helper does: makes the kernels of two devices write into and read from each other's memory.
-fn try_out(one: &str, other: &str) -> Result<()> {
-    cuda::begin_trying_peers();
+/// What was found.
+enum Verdict {
+    Works,
+    Refused(String),
+}
+
+/// What the helper does: makes copies, then the kernels of two devices, write into and read from each other's memory. The
+/// copies come first because they tell what is lost from what is late, and kernels that wait for each other do not.
+/// An error says that nothing was found out.
+fn try_out(one: &str, other: &str) -> Result<Verdict> {
+    begin_trying();
     let open = |text: &str| {
         let uuid = Uuid::parse(text).ok_or_else(|| Error::invalid(format_args!("{text:?} is no UUID of a device")))?;
         Device::open_by_uuid(uuid)
@@ -49,17 +67,24 @@ fn try_out(one: &str, other: &str) -> Result<()> {
         unsafe { from.driver.device_can_access_peer(&mut can, from.handle, to.handle) }
             .map_err(|error| error.during(format_args!("{from} and {to}")))?;
         if can == 0 {
-            return Err(Error::Unsupported(format!("the driver says that {from} has no access to {to}")));
+            return Ok(Verdict::Refused(format!("the driver says that {from} has no access to {to}")));
+        }
+        if !copies_arrive(from, to)? {
+            let why = format!("what {from} copied to {to}, or from there, did not arrive as it was");
+            return Ok(Verdict::Refused(why));
         }
     }
     for way in ["push", "pull"] {
-        exchange(&devices, way)?;
+        if let Verdict::Refused(why) = exchange(&devices, way)? {
+            return Ok(Verdict::Refused(why));
+        }
     }
-    Ok(())
+    Ok(Verdict::Works)
 }
 
-/// An all_gather between the devices, checked byte by byte.
-fn exchange(devices: &[&'static Device; 2], way: &str) -> Result<()> {
+/// An all_gather between the devices, checked byte by byte. One that does not end in time is an error: who came late
+/// cannot be told from what was lost.
+fn exchange(devices: &[&'static Device; 2], way: &str) -> Result<Verdict> {
     let group = GroupOptions {
         timeout: Timeout::After(PATIENCE),
         communicators: Selection::Forced(way.to_owned()),
@@ -110,11 +135,10 @@ fn exchange(devices: &[&'static Device; 2], way: &str) -> Result<()> {
         .map_err(|error| error.during(format_args!("reading back on {device}")))?;
         groups[rank].check()?;
         if !got.iter().copied().eq(pattern(0).chain(pattern(1))) {
-            return Err(Error::Unsupported(format!(
-                "what was moved by {way} did not arrive as it was sent, on {device}"
-            )));
+            let why = format!("what was moved by {way} did not arrive as it was sent, on {device}");
+            return Ok(Verdict::Refused(why));
         }
     }
     groups.iter().for_each(|group| group.leave());
-    Ok(())
+    Ok(Verdict::Works)
 }

@@ -43,6 +43,8 @@ pub enum Channel {
     Data = 3,
     /// Messages from rank to rank, where they travel over sockets.
     Post = 4,
+    /// What all members say of captures: in each, what was captured, or that this rank gives it up.
+    Captures = 5,
 }
 
 /// What a call reads and writes on one rank.
@@ -94,6 +96,8 @@ pub struct Members {
     creations: Mutex<Vec<u64>>,
     /// Sessions begun with each member on [`Channel::Control`].
     controls: Mutex<Vec<u64>>,
+    /// Sessions begun with each member on [`Channel::Captures`].
+    captures: Mutex<Vec<u64>>,
     /// Set by this process when its handle is destroyed.
     closed: AtomicBool,
     /// The CUDA device of this rank, by its ordinal; `None` in groups whose buffers are host memory.
@@ -103,8 +107,8 @@ pub struct Members {
 
 impl Members {
     /// All channels of a group.
-    pub const CHANNELS: [Channel; 5] =
-        [Channel::Creations, Channel::Control, Channel::Calls, Channel::Data, Channel::Post];
+    pub const CHANNELS: [Channel; 6] =
+        [Channel::Creations, Channel::Control, Channel::Calls, Channel::Data, Channel::Post, Channel::Captures];
 
     /// The members of the group `uid`; opens its channels. The board, from [`make_board`], must be the same memory for
     /// all if it is shared; if not, the reason comes with it.
@@ -119,6 +123,7 @@ impl Members {
         let rank = position(&ranks, endpoint.rank())?;
         let creations = Mutex::new(vec![0; ranks.len()]);
         let controls = Mutex::new(vec![0; ranks.len()]);
+        let captures = Mutex::new(vec![0; ranks.len()]);
         let crowded = is_crowded(&endpoint);
         let members = Arc::new(Members {
             name,
@@ -131,6 +136,7 @@ impl Members {
             crowded,
             creations,
             controls,
+            captures,
             closed: AtomicBool::new(false),
             device,
             outpost: OnceLock::new(),
@@ -228,6 +234,12 @@ impl Members {
         self.begin(Channel::Control, &self.controls, &all, deadline, subject)
     }
 
+    /// A session of all members over a capture, which ends as soon as one of them gives up. No rank leaves one out.
+    pub fn capture_session(self: &Arc<Self>, deadline: Option<Instant>, subject: String) -> Session {
+        let all: Vec<u32> = (0..self.size()).collect();
+        self.begin(Channel::Captures, &self.captures, &all, deadline, subject).ending_at_once()
+    }
+
     /// A session of some members (group ranks), to be begun in the same order by each two of them.
     pub fn session_of(self: &Arc<Self>, ranks: &[u32], deadline: Option<Instant>, subject: String) -> Session {
         self.begin(Channel::Creations, &self.creations, ranks, deadline, subject)
@@ -236,7 +248,8 @@ impl Members {
     /// Begins a session, and counts it with each of `ranks`.
     ///
     /// A rank that has missed sessions (it refused to begin one, or failed before it could) learns here how far a
-    /// peer has come, from the newest of its mail: what is older is over, and the peer will not answer to it.
+    /// peer has come, from the newest of its mail: what is older is over, and the peer will not answer to it. Over
+    /// captures, every session is answered, if only by giving up; a peer that has given up two of them is heard in both.
     fn begin(
         self: &Arc<Self>,
         channel: Channel,
@@ -245,11 +258,13 @@ impl Members {
         deadline: Option<Instant>,
         subject: String,
     ) -> Session {
+        let skips = channel != Channel::Captures;
         let channel = self.channel(channel);
         let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut numbers = Vec::with_capacity(ranks.len());
         for rank in ranks {
-            let newest = self.endpoint.newest(self.world_rank(*rank), channel).map_or(0, session::number_of);
+            let newest = self.endpoint.newest(self.world_rank(*rank), channel).filter(|_| skips);
+            let newest = newest.map_or(0, session::number_of);
             let count = &mut counts[*rank as usize];
             *count = (*count + 1).max(newest);
             numbers.push(*count);

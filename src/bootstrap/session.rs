@@ -46,6 +46,8 @@ pub struct Session {
     parent: Option<Arc<Members>>,
     /// Whether an abort of the parent ends the session, as it does unless the parent was aborted before.
     abortable: bool,
+    /// See [`Session::ending_at_once`].
+    hasty: bool,
 }
 
 impl Session {
@@ -71,6 +73,7 @@ impl Session {
             finished: false,
             parent: None,
             abortable: false,
+            hasty: false,
         }
     }
 
@@ -86,6 +89,12 @@ impl Session {
     /// asked for before it, and nothing that was asked for after it.
     pub fn asked_for(mut self, aborted: bool) -> Self {
         self.abortable = !aborted;
+        self
+    }
+
+    /// The same session, which ends as soon as any rank gives up, not only when that one's turn to be heard has come.
+    pub fn ending_at_once(mut self) -> Self {
+        self.hasty = true;
         self
     }
 
@@ -178,6 +187,9 @@ impl Session {
             if let Some(failure) = self.parent.as_deref().filter(|_| self.abortable).and_then(Members::aborted) {
                 return Poll::Ready(Err(failure.into()));
             }
+            if let Some(error) = self.hasty.then(|| self.given_up()).flatten() {
+                return Poll::Ready(Err(error));
+            }
             if self.is_late() {
                 return Poll::Ready(Err(Error::failed(
                     Status::Timeout,
@@ -201,6 +213,18 @@ impl Session {
                 ),
             )),
         }
+    }
+
+    /// Why a rank has given up that has said nothing since that is to be heard first.
+    fn given_up(&self) -> Option<Error> {
+        self.ranks.iter().zip(&self.numbers).find_map(|(peer, number)| {
+            let take = |message: &Message| match (message.tag >> 16, message.tag & 0xffff) {
+                (theirs, GAVE_UP) if theirs == *number => Verdict::Take,
+                (theirs, _) if theirs < *number => Verdict::Stale,
+                _ => Verdict::Later,
+            };
+            self.endpoint.receive(*peer, self.channel, take).map(|message| told_by(*peer, &message.body))
+        })
     }
 
     fn lost(&self, peer: u32) -> Option<Loss> {

@@ -33,8 +33,12 @@ impl Entry for Session {
 /// tutti_capture_commit. Local. Never begins or ends a stream capture itself: any number of graphs may be captured,
 /// on any streams. On CPU groups a session does nothing.
 ///
+/// A session keeps its groups, and all that the graphs captured in it touch, until it is destroyed: a replay after a
+/// group was destroyed returns at once and touches nothing. What is captured while no session of the group is open is
+/// kept until the process ends, and all device memory of the library with it.
+///
 /// groups[0] to groups[count - 1]: distinct groups, at least one, in the same relative order on all ranks. *capture
-/// gets a handle that the caller must destroy with tutti_capture_destroy after the last replay; NULL on failure.
+/// gets a handle that the caller must destroy with tutti_capture_destroy after the last replay is over; NULL on failure.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE (forked process); TUTTI_OUT_OF_MEMORY;
 /// TUTTI_INTERNAL_ERROR.
@@ -59,11 +63,13 @@ pub unsafe extern "C" fn tutti_capture_begin(
 }
 
 /// Makes the captured calls of the session ready to be replayed: once, before the first replay. Collective over each
-/// of the session's groups in the order given. What cannot be registered stays staged, which tutti_explain says.
+/// of the session's groups in the order given. What cannot be registered stays staged, which tutti_explain says. After
+/// the first group that does not commit, the others are given up: ranks that commit them hear that at once, with the
+/// cause, and those groups live.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (no such session); TUTTI_INVALID_USAGE (forked process; the session
-/// was committed or aborted before; a peer aborted its session, which is named, and the group lives); or a group's
-/// failure, as tutti_group_check, TUTTI_MISMATCH where the ranks captured different calls.
+/// was committed or aborted before; a peer aborted its session or gave it up, which is named, and the group lives); or a
+/// group's failure, as tutti_group_check, TUTTI_MISMATCH where the ranks captured different calls.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn tutti_capture_commit(capture: *mut tutti_capture_t) -> tutti_status_t {
@@ -80,8 +86,8 @@ pub unsafe extern "C" fn tutti_capture_abort(capture: *mut tutti_capture_t) -> t
     guard("tutti_capture_abort", || CAPTURES.pin(capture)?.abort())
 }
 
-/// Destroys a session, after the last replay of its graphs; an open one is aborted first. Destroying NULL or a
-/// destroyed session succeeds. Any thread.
+/// Destroys a session, after the last replay of its graphs has come to its end on the device: what they touch may be
+/// gone from then on. An open session is aborted first. Destroying NULL or a destroyed session succeeds. Any thread.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not a session); TUTTI_INVALID_USAGE (forked process).
 #[unsafe(no_mangle)]

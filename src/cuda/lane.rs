@@ -2,8 +2,9 @@
 //!
 //! * **One in flight.** Calls of a group follow each other, whatever streams they are on. Each eager call records an event
 //!   on its stream; the next one, on another stream, waits for it there. (The event, not the stream: that one may be
-//!   gone.) Calls that are captured are ordered by their graph, and replays by the caller; two at once are caught by
-//!   the kernels.
+//!   gone. A new stream with its handle would be taken for it, which is why callers must not replace a stream whose
+//!   calls are pending.) Calls that are captured are ordered by their graph, and replays by the caller; two at once
+//!   are caught by the kernels.
 //! * **Buffers** are memory of the group's device. What was seen to be so is remembered, a few allocations of it, since
 //!   asking the driver costs more than the rest of a call.
 //! * **The way between host and kernels**, one [`Line`] for each communicator: orders in, the first failure out.
@@ -14,11 +15,18 @@
 //! store to each: the orders are a set of bits that only grows, and relaxed, because nothing is handed over with
 //! them. A kernel that fails fills its record and then stores `written` with release at system scope; the host loads it
 //! with acquire before it reads the record. Records are read when somebody looks: at the next call, and at check.
+//!
+//! # Graphs
+//!
+//! A call that is captured may be replayed later. If capture sessions were open when it was captured, that is as long as
+//! one of them lives, which keeps the group; else it may be at any time, and the process keeps all device memory.
+//! A replay in between, after this rank has left the group, finds words in memory that make it return at once.
 
 #![expect(clippy::not_unsafe_ptr_arg_deref, reason = "a stream is a handle of the driver; nobody here looks behind it")]
 
 use std::{
     any::Any,
+    cell::Cell,
     ffi::c_void,
     ptr,
     sync::{
@@ -51,6 +59,14 @@ use crate::{
 const LEAVING: Duration = Duration::from_secs(1);
 /// The handles of streams that exist in every context: the legacy default one by either name, and the thread's.
 const SPECIAL_STREAMS: usize = 2;
+/// `CU_STREAM_LEGACY`, the other name of the stream 0.
+const LEGACY: usize = 1;
+/// `CU_STREAM_PER_THREAD`, another stream in every thread.
+const PER_THREAD: usize = 2;
+/// Instead of a deadline in milliseconds: there was no call yet.
+const NO_CALL: u64 = u64::MAX;
+/// Instead of a deadline in milliseconds: calls had different ones.
+const DIFFERENT: u64 = u64::MAX - 1;
 /// Allocations that are remembered.
 const REMEMBERED: usize = 16;
 
@@ -63,8 +79,11 @@ pub struct Lane {
     known: Mutex<Known>,
     /// The capture sessions that want to hear of captured calls.
     notes: Mutex<Vec<Weak<Notes>>>,
+    /// Whether any call was captured.
     captured: AtomicBool,
-    /// The deadline of the last call, for the text of a failure.
+    /// Whether one was captured outside of all sessions.
+    captured_for_good: AtomicBool,
+    /// The deadline of all calls, for the text of a failure, which does not know whose it was.
     patience_ms: AtomicU64,
     /// Frees what was parked when the last lane of the process goes.
     presence: Mutex<Option<Presence>>,
@@ -78,22 +97,50 @@ pub struct Lane {
     own: Mutex<Vec<(driver::Address, driver::Address)>>,
 }
 
-/// The last eager call of every rank of this process, to find two that wait for each other on one stream.
+/// The last calls of every rank of this process, to find two that wait for each other on one stream.
 static LAST: Mutex<Vec<Last>> = Mutex::new(Vec::new());
 
 struct Last {
     place: (u64, u32),
     device: i32,
-    stream: usize,
-    /// Calls of the group so far, the same number on all ranks.
-    count: u64,
+    /// The eager one and the captured one: where, and how many the group has had of that kind, the same number on all
+    /// ranks.
+    calls: [(Option<StreamId>, u64); 2],
+}
+
+/// Which stream a handle means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StreamId {
+    handle: usize,
+    /// The calling thread, where the handle is another stream in every thread; else 0.
+    thread: u64,
+}
+
+impl StreamId {
+    fn of(stream: Stream) -> Self {
+        match stream as usize {
+            LEGACY => StreamId { handle: 0, thread: 0 },
+            PER_THREAD => StreamId { handle: PER_THREAD, thread: this_thread() },
+            handle => StreamId { handle, thread: 0 },
+        }
+    }
+}
+
+/// This thread's number, which no other thread ever has.
+fn this_thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static NUMBER: Cell<u64> = const { Cell::new(0) });
+    if NUMBER.get() == 0 {
+        NUMBER.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    }
+    NUMBER.get()
 }
 
 struct Order {
     /// Recorded behind the last eager call.
     event: Event,
     /// Its stream; `None` before the first.
-    last: Option<usize>,
+    last: Option<StreamId>,
     /// The call that was admitted.
     admitted: Option<Admitted>,
 }
@@ -127,7 +174,7 @@ impl Lane {
 
     fn new(members: &Members, device: &'static Device) -> Lane {
         let place = (members.uid(), members.rank());
-        let last = Last { place, device: device.ordinal, stream: usize::MAX, count: 0 };
+        let last = Last { place, device: device.ordinal, calls: [(None, 0); 2] };
         LAST.lock().unwrap_or_else(PoisonError::into_inner).push(last);
         Lane {
             device,
@@ -136,7 +183,8 @@ impl Lane {
             known: Mutex::new(Known::default()),
             notes: Mutex::new(Vec::new()),
             captured: AtomicBool::new(false),
-            patience_ms: AtomicU64::new(0),
+            captured_for_good: AtomicBool::new(false),
+            patience_ms: AtomicU64::new(NO_CALL),
             presence: Mutex::new(Some(Presence::new())),
             place,
             registry: Registry::of(members),
@@ -169,7 +217,11 @@ impl Lane {
         if admitted.captured {
             self.captured.store(true, Ordering::Relaxed);
             let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-            notes.retain(|note| note.upgrade().inspect(|note| note.add(digest)).is_some());
+            let mut noted = false;
+            notes.retain(|note| note.upgrade().inspect(|note| noted |= note.add(digest)).is_some());
+            if !noted {
+                self.captured_for_good.store(true, Ordering::Relaxed);
+            }
             return Ok(());
         }
         let mut order = self.order();
@@ -180,7 +232,7 @@ impl Lane {
         // SAFETY: the event is ours and the stream the caller's, whose launch was accepted.
         self.call(&mut admitted, |driver| unsafe { driver.event_record(event, stream) })
             .map_err(|error| error.during("an event behind a call"))?;
-        order.last = Some(stream as usize);
+        order.last = Some(StreamId::of(stream));
         Ok(())
     }
 
@@ -189,7 +241,8 @@ impl Lane {
         Mark::behind(self.device, stream)
     }
 
-    /// Lets a capture session hear of captured calls, from now until the session drops the notes.
+    /// Lets a capture session hear of captured calls, from now until it closes the notes. The session has them for as long
+    /// as what was captured may be replayed, and the group a little longer.
     pub fn note_into(&self, notes: &Arc<Notes>) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(notes));
     }
@@ -215,14 +268,24 @@ impl Lane {
         self.own.lock().unwrap_or_else(PoisonError::into_inner).push((told, failed));
     }
 
-    /// Remembers the deadline that kernels have now.
+    /// Remembers the deadline that a call gives its kernels. Calls are made one after the other.
     pub fn set_patience(&self, patience: Duration) {
-        self.patience_ms.store(patience.as_millis() as u64, Ordering::Relaxed);
+        let (before, now) = (self.patience_ms.load(Ordering::Relaxed), patience.as_millis() as u64);
+        if before != now {
+            self.patience_ms.store(if before == NO_CALL { now } else { DIFFERENT }, Ordering::Relaxed);
+        }
     }
 
-    /// Whether any call of the group was captured: then its kernels may run at any time.
+    /// Whether any call of the group was captured.
     pub fn was_captured(&self) -> bool {
         self.captured.load(Ordering::Relaxed)
+    }
+
+    /// Whether calls of the group may still be replayed, so that its kernels may run at any time.
+    fn may_be_replayed(&self) -> bool {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = || notes.iter().filter_map(Weak::upgrade).any(|note| note.read().0 > 0);
+        self.captured_for_good.load(Ordering::Relaxed) || noted()
     }
 
     /// Whether everything eager has come to its end.
@@ -237,23 +300,25 @@ impl Lane {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a call on a stream on which another rank waits for this very one.
-    fn check_stream(&self, stream: usize) -> Result<()> {
+    /// Refuses a call on a stream on which another rank waits for this very one. Captured calls count by themselves: a
+    /// graph waits for nothing while it is made.
+    fn check_stream(&self, stream: Stream, captured: bool) -> Result<()> {
+        let (id, kind) = (StreamId::of(stream), usize::from(captured));
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(own) = last.iter().position(|one| one.place == self.place) else { return Ok(()) };
-        let count = last[own].count + 1;
+        let call = (Some(id), last[own].calls[kind].1 + 1);
         let waits = |one: &&Last| {
             one.place.0 == self.place.0
                 && one.place != self.place
-                && (one.device, one.stream, one.count) == (self.device.ordinal, stream, count)
+                && (one.device, one.calls[kind]) == (self.device.ordinal, call)
         };
         if let Some(other) = last.iter().find(waits) {
             return Err(Error::invalid(format_args!(
-                "ranks {} and {} share {} and stream {stream:#x}, on which the one would wait for the other: give each its own",
+                "ranks {} and {} share {} and stream {stream:p}, on which the one would wait for the other: give each its own",
                 other.place.1, self.place.1, self.device
             )));
         }
-        (last[own].stream, last[own].count) = (stream, count);
+        last[own].calls[kind] = call;
         Ok(())
     }
 
@@ -321,10 +386,8 @@ impl Outpost for Lane {
             // A launch from a wrong context, tried before the right one is, could end the capture.
             entered = Some(self.device.enter()?);
         }
-        if !captured {
-            self.check_stream(stream as usize)?;
-        }
-        if !captured && order.last.is_some_and(|last| last != stream as usize) {
+        self.check_stream(stream, captured)?;
+        if !captured && order.last.is_some_and(|last| last != StreamId::of(stream)) {
             let event = order.event;
             // SAFETY: the event is ours, the stream the caller's.
             attempt(self.device, &mut entered, || unsafe { driver.stream_wait_event(stream, event, 0) })
@@ -370,7 +433,7 @@ impl Outpost for Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let quiet = self.is_quiet();
+        let (quiet, may_be_replayed) = (self.is_quiet(), self.may_be_replayed());
         LAST.lock().unwrap_or_else(PoisonError::into_inner).retain(|one| one.place != self.place);
         let order = self.order.get_mut().unwrap_or_else(PoisonError::into_inner);
         if !order.event.is_null() {
@@ -378,7 +441,7 @@ impl Drop for Lane {
             let _ = unsafe { self.device.driver.event_destroy(order.event) };
         }
         let presence = self.presence.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if self.captured.load(Ordering::Relaxed) || !quiet {
+        if may_be_replayed || !quiet {
             // Kernels of this group may still run: nothing in this process is given back any more.
             log::info!(target: "tutti::cuda", "memory of a group whose kernels may still run is kept until the process ends");
             std::mem::forget(presence);
@@ -463,6 +526,7 @@ impl Drop for Mark {
 pub struct Notes {
     count: AtomicU32,
     digest: AtomicU64,
+    closed: AtomicBool,
 }
 
 impl Notes {
@@ -471,12 +535,22 @@ impl Notes {
         (self.count.load(Ordering::Acquire), self.digest.load(Ordering::Acquire))
     }
 
-    /// One more call. Calls of one group are made one after the other, so plain loads and stores will do.
-    fn add(&self, digest: u32) {
+    /// Notes nothing from now on: the session has ended.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// One more call, unless the notes are closed. Calls of one group are made one after the other, so plain loads and
+    /// stores will do.
+    fn add(&self, digest: u32) -> bool {
+        if self.closed.load(Ordering::Acquire) {
+            return false;
+        }
         let before = self.digest.load(Ordering::Acquire);
         // FNV-1a, a word at a time: the order counts.
         self.digest.store((before ^ u64::from(digest)).wrapping_mul(0x0000_0100_0000_01b3), Ordering::Release);
         self.count.fetch_add(1, Ordering::AcqRel);
+        true
     }
 }
 
@@ -559,10 +633,7 @@ impl Line {
             1 => (
                 Status::Timeout,
                 first,
-                format!(
-                    "{what}: {who} did not arrive on the device within {:.1} s (rank {reporter} waited)",
-                    patience_ms as f64 / 1e3
-                ),
+                format!("{what}: {who} did not arrive on the device {} (rank {reporter} waited)", within(patience_ms)),
             ),
             2 => (Status::Aborted, first, format!("{what}: it was told to stop, and waited for {who}")),
             3 => (
@@ -585,5 +656,31 @@ impl Line {
             ),
         };
         Some(Failure { status, rank, collective: None, sequence: u64::from(sequence), text })
+    }
+}
+
+/// How long a kernel has waited that met its deadline.
+fn within(patience_ms: u64) -> String {
+    match patience_ms {
+        // Replays count on the device alone, so nobody here can tell whose deadline it was.
+        NO_CALL | DIFFERENT => "before the deadline of the call".to_owned(),
+        ms => format!("within {:.1} s", ms as f64 / 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_may_be_several_streams_and_a_stream_have_several_handles() {
+        let of = |handle: usize| StreamId::of(handle as Stream);
+        assert_eq!(of(0), of(LEGACY));
+        assert_ne!(of(0), of(PER_THREAD));
+        assert_eq!(of(PER_THREAD), of(PER_THREAD));
+        let theirs = |handle: usize| std::thread::spawn(move || StreamId::of(handle as Stream)).join().unwrap();
+        assert_ne!(of(PER_THREAD), theirs(PER_THREAD), "each thread has its own");
+        assert_ne!(theirs(PER_THREAD), theirs(PER_THREAD), "and a number is never used again");
+        assert_eq!(of(0x1000), theirs(0x1000));
     }
 }

@@ -32,7 +32,10 @@ pub use kernels::Way;
 pub use peers::{Pull, Push};
 pub use registered::{Given, allocate};
 pub use staged::Staged;
-pub use verdict::begin_trying as begin_trying_peers;
+/// What `tutti-peer-check` is made of.
+pub mod peer_check {
+    pub use super::verdict::{REFUSED, UNKNOWN, begin_trying, copies_arrive};
+}
 
 use crate::error::Result;
 

@@ -306,39 +306,6 @@ pub(super) async fn agree_on(members: &Arc<Members>, number: u64, deadline: Opti
     }
 }
 
-/// Agrees with all members that they have captured the same: so many calls, with this digest. Ranks that differ fail
-/// the group, as any failure does but one: a rank that aborted its capture only says so.
-pub(super) async fn agree_on_capture(
-    members: &Arc<Members>,
-    captured: (u32, u64),
-    deadline: Option<Instant>,
-) -> Result<()> {
-    let mut session = members.session(deadline, format!("a capture of group {:?}", members.name()));
-    let mine = [u64::from(captured.0).to_le_bytes(), captured.1.to_le_bytes()].concat();
-    let said = match session.all_gather(&mine, None).await {
-        Ok(said) => said,
-        Err(error) => {
-            session.give_up(&error);
-            return Err(match error.status() {
-                Status::InvalidUsage => Error::usage(error),
-                _ => members.fail_with(error).into(),
-            });
-        }
-    };
-    session.finish().await?;
-    // All ranks compare with the first, and so tell one story.
-    let Some((first, rank)) = said.first().zip(said.iter().position(|message| message.body != said[0].body)) else {
-        return Ok(());
-    };
-    let calls = |message: &Message| message.body.first_chunk().map_or(0, |count| u64::from_le_bytes(*count));
-    let (ours, theirs, name) = (calls(first), calls(&said[rank]), members.name());
-    let text = match ours == theirs {
-        true => format!("ranks 0 and {rank} captured {ours} calls each of group {name:?}, but different ones"),
-        false => format!("rank 0 captured {ours} calls of group {name:?}, rank {rank} {theirs}"),
-    };
-    Err(members.fail_with(Error::failed(Status::Mismatch, Some(rank as u32), text)).into())
-}
-
 /// Whether these can be the ranks of a group made from one of `size`.
 pub(super) fn check_ranks(ranks: &[u32], size: u32) -> Result<()> {
     if ranks.is_empty() {

@@ -7,10 +7,12 @@
 //! * [`request`](Request), [`batch`] — calls that are waited for later, and calls made together;
 //! * [`layout`] — how a world splits into tensor, pipeline, data, … parallel groups, as pure data;
 //! * `create` — how groups come to be; `memory` — memory that their ranks read in place;
+//! * `capture` — a rank's part in the commit of a capture;
 //! * `registry` — groups by name;
 //! * [`queue`] — control messages from one rank to all others.
 
 pub mod batch;
+mod capture;
 mod core;
 mod create;
 mod gate;
@@ -33,6 +35,7 @@ use std::{
 };
 
 use self::{
+    capture::{Commit, Settled},
     core::{Core, Outcome, Work},
     gate::{Gate, Inside},
     layout::{Kind, Layout},
@@ -426,21 +429,36 @@ impl Group {
         Some(notes)
     }
 
-    /// Agrees with all ranks that they have captured the same calls; ranks that have not fail the group.
-    pub fn commit_capture(self: &Arc<Self>, notes: &Notes) -> Result<()> {
-        let (members, deadline, captured) = (self.members.clone(), self.options.timeout.deadline(), notes.read());
-        batch::checked("a commit of a capture", members.check())?;
-        self.perform(Work::Task(Box::pin(async move {
-            create::agree_on_capture(&members, captured, deadline).await?;
-            Ok(Outcome::Nothing)
-        })))
+    /// Agrees with all ranks that they have captured the same calls; ranks that have not fail the group. Where the
+    /// commit of the group `before` it did not succeed, or this one cannot begin, the others hear that this rank gives up.
+    /// Also gives how it ended, for the group behind it: in a batch that is not known yet.
+    pub(crate) fn commit_capture(
+        self: &Arc<Self>,
+        notes: &Arc<Notes>,
+        before: Option<Arc<Settled>>,
+    ) -> (Result<()>, Arc<Settled>) {
+        let (settled, timeout) = (Arc::new(Settled::default()), self.options.timeout);
+        let commit = Commit::new(self.members.clone(), notes.clone(), settled.clone());
+        if let Err(error) = batch::checked("a commit of a capture", self.members.check()) {
+            commit.give_up(&error);
+            return (Err(error), settled);
+        }
+        if let Some(cause) = before.as_deref().and_then(Settled::error) {
+            return (Err(commit.give_up(&cause)), settled);
+        }
+        let work = Work::Task(Box::pin(async move {
+            match before {
+                Some(before) => commit.run_after(&before, timeout).await,
+                None => commit.run(timeout).await,
+            }
+            .map(|()| Outcome::Nothing)
+        }));
+        (self.perform(work), settled)
     }
 
     /// Tells the ranks that wait in [`Group::commit_capture`] that this one will not come. Never waits.
-    pub fn abort_capture(&self) {
-        let (rank, name) = (self.rank(), self.name());
-        let session = self.members.session(None, format!("a capture of group {name:?}"));
-        session.give_up(&Error::usage(format_args!("rank {rank} aborted its capture of group {name:?}")));
+    pub(crate) fn abort_capture(&self) {
+        capture::give_up(&self.members, format_args!("rank {} aborted its capture", self.rank()), None);
     }
 
     /// Allocates `bytes` on every rank that all ranks of the group, and of groups made from it, can read in place. What it

@@ -1,6 +1,7 @@
 //! What calls do: results, buffers, streams, and how often the driver is asked.
 
 use tutti::{
+    communicator::Call,
     config::Timeout,
     dispatch::Format,
     dtype::{Collective, DType, Op},
@@ -241,6 +242,90 @@ fn two_ranks_on_one_stream_are_refused_before_they_wait_for_each_other() {
         stream.wait();
     }
     assert_eq!(buffers[1].read(), 2_f32.to_le_bytes().repeat(64));
+}
+
+#[test]
+fn two_ranks_are_not_captured_on_one_stream_either() {
+    if !on_stub_or_card("calls::two_ranks_are_not_captured_on_one_stream_either") {
+        return;
+    }
+    let groups = world(&[0, 0], "").unwrap();
+    let (stream, other) = (OwnStream::new(0), OwnStream::new(0));
+    let buffers = [0, 1].map(|_| Buffer::with(0, &1_f32.to_le_bytes().repeat(64)));
+    let what = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 64);
+    let run = |rank: usize, stream: &OwnStream| {
+        groups[rank].run(call(what, buffers[rank].address, buffers[rank].address, stream), Timeout::Default)
+    };
+    // Eager calls are counted by themselves.
+    run(0, &other).unwrap();
+    let graph = stream.capture(|| {
+        run(0, &stream).unwrap();
+        let error = run(1, &stream).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument);
+        assert!(error.to_string().contains("ranks 0 and 1 share CUDA device 0"), "{error}");
+    });
+    run(1, &stream).unwrap();
+    let peer = other.capture(|| run(1, &other).unwrap());
+    stream.replay(&graph);
+    other.replay(&peer);
+    for stream in [&stream, &other] {
+        stream.wait();
+    }
+    groups.iter().for_each(|group| group.check().unwrap());
+    buffers.iter().for_each(|buffer| assert_eq!(buffer.read(), 4_f32.to_le_bytes().repeat(64)));
+}
+
+#[test]
+fn the_default_stream_has_two_names_and_that_of_a_thread_is_another_in_every_thread() {
+    // Ranks that share a device must not use the legacy stream, so nothing is launched here.
+    let test = "calls::the_default_stream_has_two_names_and_that_of_a_thread_is_another_in_every_thread";
+    if !on_stub(test, &[("STUB_NO_LAUNCH", "1")]) {
+        return;
+    }
+    const PER_THREAD: usize = 2;
+    let groups = world(&[0, 0], "push").unwrap();
+    let buffers = [0, 1].map(|_| Buffer::new(0, 256));
+    let what = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 64);
+    // How often the call waits for the one before it.
+    let run = |rank: usize, stream: usize| {
+        let (before, address) = (calls("cuStreamWaitEvent"), buffers[rank].address);
+        let call = Call::new(what, address as *const u8, address as *mut u8);
+        groups[rank].run(Call { stream: stream as _, ..call }, Timeout::Default)?;
+        Ok(calls("cuStreamWaitEvent") - before)
+    };
+    let run_elsewhere = |rank: usize, stream: usize| -> tutti::error::Result<u64> {
+        std::thread::scope(|scope| scope.spawn(|| run(rank, stream)).join().unwrap())
+    };
+    assert_eq!(run(0, 0).unwrap(), 0);
+    let refused: tutti::error::Error = run(1, 1).unwrap_err();
+    assert_eq!(refused.status(), Status::InvalidArgument, "it is the same stream: {refused}");
+    assert_eq!(run(1, PER_THREAD).unwrap(), 0);
+    assert_eq!(run(0, 1).unwrap(), 0, "the same stream as before");
+    assert_eq!(run_elsewhere(1, PER_THREAD).unwrap(), 1, "another stream than before");
+    assert_eq!(run(0, PER_THREAD).unwrap(), 1);
+    assert_eq!(run(1, PER_THREAD).unwrap_err().status(), Status::InvalidArgument, "both on this thread's");
+    assert_eq!(run_elsewhere(1, PER_THREAD).unwrap(), 1, "each thread has a stream of its own");
+}
+
+#[test]
+fn a_deadline_is_told_only_where_all_calls_had_the_same() {
+    if !on_stub_or_card("calls::a_deadline_is_told_only_where_all_calls_had_the_same") {
+        return;
+    }
+    let groups = world(&[0, 1], "").unwrap();
+    let (stream, buffer) = (OwnStream::new(0), Buffer::new(0, 256));
+    let what = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 64);
+    for ms in [300, 3_600_000] {
+        let call = call(what, buffer.address, buffer.address, &stream);
+        groups[0].run(call, Timeout::After(std::time::Duration::from_millis(ms))).unwrap();
+    }
+    stream.wait();
+    let error = groups[0].check().unwrap_err();
+    assert_eq!(error.status(), Status::Timeout, "{error}");
+    assert!(
+        error.to_string().contains("rank 1 did not arrive on the device before the deadline of the call"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -1,16 +1,25 @@
 //! Graphs: replayed with other inputs, in turns, beside eager calls, and after their group is gone.
 
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
 use tutti::{
     capture::Session,
-    config::Timeout,
+    config::{GroupOptions, Timeout},
     dtype::{Collective, DType, Op},
     error::{Result, Status},
+    group::{Group, batch},
 };
 
 use crate::{
     machine::{Buffer, Graph, OwnStream, call, descriptor, world},
-    stub::{on_card, on_stub_or_card},
+    stub::{calls, on_card, on_stub, on_stub_or_card},
 };
+
+/// The deadlines are ten minutes: what ends in this time did not wait for one.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// `count` numbers.
 fn numbers(value: f32, count: usize) -> Vec<u8> {
@@ -197,6 +206,164 @@ fn an_abort_is_heard_by_who_commits_and_the_group_lives() {
     }
 }
 
+/// A world, and the groups of neighbours that each of its ranks has, in their order: "pair0" of ranks 0 and 1, and so on.
+fn chain(ranks: i32) -> (Vec<Arc<Group>>, Vec<Vec<Arc<Group>>>) {
+    let devices: Vec<i32> = (0..ranks).map(|rank| rank % 2).collect();
+    let world = world(&devices, "").unwrap();
+    let pair = |world: &Arc<Group>, first: u32| {
+        let (give, take) = mpsc::channel();
+        let options = GroupOptions { name: Some(format!("pair{first}")), ..GroupOptions::default() };
+        world.create(&[first, first + 1], options, Box::new(move |group| drop(give.send(group)))).unwrap();
+        take.recv().unwrap().unwrap()
+    };
+    let pairs = on_all(&world, |world| {
+        let firsts = (world.rank().saturating_sub(1)..=world.rank()).filter(|first| first + 1 < world.size());
+        firsts.map(|first| pair(world, first)).collect()
+    });
+    (world, pairs)
+}
+
+fn on_all<T: Send, S: Sync>(ranks: &[S], body: impl Fn(&S) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = ranks.iter().map(|rank| scope.spawn(|| body(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Every rank of a chain ends a session over its groups in its own way; what came of it.
+fn end_all(pairs: &[Vec<Arc<Group>>], end: impl Fn(usize, &Session) -> Result<()> + Sync) -> Vec<Result<()>> {
+    let ranks: Vec<_> = pairs.iter().enumerate().collect();
+    let since = Instant::now();
+    let outcomes = on_all(&ranks, |(rank, groups)| end(*rank, &Session::open(groups.to_vec())));
+    assert!(since.elapsed() < AT_ONCE, "it took {:?}", since.elapsed());
+    outcomes
+}
+
+fn in_a_batch(body: impl FnOnce() -> Result<()>) -> Result<()> {
+    batch::begin().unwrap();
+    let noted = body();
+    let ended = batch::end();
+    assert!(noted.is_ok() || ended.is_err(), "what is refused cancels the batch");
+    ended
+}
+
+#[test]
+fn an_abort_ends_the_commits_of_a_chain_of_groups_at_once_and_all_groups_live() {
+    if !on_stub_or_card("captures::an_abort_ends_the_commits_of_a_chain_of_groups_at_once_and_all_groups_live") {
+        return;
+    }
+    let (_world, pairs) = chain(4);
+    for batched in [false, true] {
+        for aborting in [0, 3] {
+            let outcomes = end_all(&pairs, |rank, session| match rank == aborting {
+                true => session.abort(),
+                false if batched => in_a_batch(|| session.commit()),
+                false => session.commit(),
+            });
+            for (rank, outcome) in outcomes.iter().enumerate() {
+                // Those before the last pair have all that they waited for when rank 3 aborts.
+                if rank == aborting || aborting == 3 && rank < 2 {
+                    outcome.as_ref().unwrap_or_else(|error| panic!("rank {rank}: {error}"));
+                    continue;
+                }
+                let error = outcome.as_ref().unwrap_err();
+                assert_eq!(error.status(), Status::InvalidUsage, "rank {rank}: {error}");
+                let (who, pair) = if aborting == 0 { (0, 0) } else { (1, 2) };
+                let cause = format!("rank {who} aborted its capture of group \"pair{pair}\"");
+                assert!(error.to_string().contains(&cause), "rank {rank}: {error}");
+            }
+            pairs.iter().flatten().for_each(|group| group.check().unwrap());
+        }
+    }
+    // All of them still count alike.
+    end_all(&pairs, |_, session| session.commit()).into_iter().for_each(|outcome| outcome.unwrap());
+}
+
+#[test]
+fn an_abort_is_heard_while_another_rank_is_late() {
+    if !on_stub_or_card("captures::an_abort_is_heard_while_another_rank_is_late") {
+        return;
+    }
+    let groups = world(&[0, 1, 0], "").unwrap();
+    let sessions: Vec<_> = groups.iter().map(|group| Session::open(vec![group.clone()])).collect();
+    sessions[2].abort().unwrap();
+    let since = Instant::now();
+    for rank in [1, 0] {
+        let error = sessions[rank].commit().unwrap_err();
+        assert_eq!(error.status(), Status::InvalidUsage, "{error}");
+        assert!(error.to_string().contains("rank 2 aborted its capture of group \"world\""), "{error}");
+    }
+    assert!(since.elapsed() < AT_ONCE);
+    groups.iter().for_each(|group| group.check().unwrap());
+}
+
+#[test]
+fn aborts_in_a_row_are_all_heard() {
+    if !on_stub_or_card("captures::aborts_in_a_row_are_all_heard") {
+        return;
+    }
+    let groups = world(&[0, 1], "").unwrap();
+    let open = |rank: usize| Session::open(vec![groups[rank].clone()]);
+    open(0).abort().unwrap();
+    // Who opens a session and ends it in no way has given it up.
+    drop(open(0));
+    for _ in 0..2 {
+        let error = open(1).commit().unwrap_err();
+        assert_eq!(error.status(), Status::InvalidUsage, "{error}");
+        assert!(error.to_string().contains("rank 0 aborted its capture of group \"world\""), "{error}");
+    }
+    on_all(&[0, 1], |rank| open(*rank).commit()).into_iter().for_each(|outcome| outcome.unwrap());
+}
+
+#[test]
+fn a_group_that_has_failed_ends_commits_that_come_behind_it_and_the_others_live() {
+    if !on_stub_or_card("captures::a_group_that_has_failed_ends_commits_that_come_behind_it_and_the_others_live") {
+        return;
+    }
+    for batched in [false, true] {
+        let (_world, pairs) = chain(3);
+        pairs[0][0].abort();
+        let outcomes = end_all(&pairs, |rank, session| match rank {
+            1 if batched => in_a_batch(|| session.commit()),
+            _ => session.commit(),
+        });
+        let errors: Vec<_> = outcomes.into_iter().map(Result::unwrap_err).collect();
+        assert_eq!(
+            errors.iter().map(tutti::error::Error::status).collect::<Vec<_>>(),
+            [Status::Aborted, Status::Aborted, Status::InvalidUsage]
+        );
+        for said in ["rank 0 gave up its capture of group \"pair1\"", "rank 0 aborted group \"pair0\""] {
+            assert!(errors[2].to_string().contains(said), "{}", errors[2]);
+        }
+        pairs[2][0].check().unwrap();
+        let live = [vec![pairs[1][1].clone()], pairs[2].clone()];
+        end_all(&live, |_, session| session.commit()).into_iter().for_each(|outcome| outcome.unwrap());
+    }
+}
+
+#[test]
+fn a_batch_that_is_cancelled_ends_the_commits_that_wait_for_it() {
+    if !on_stub_or_card("captures::a_batch_that_is_cancelled_ends_the_commits_that_wait_for_it") {
+        return;
+    }
+    let (_world, pairs) = chain(3);
+    let outcomes = end_all(&pairs, |rank, session| match rank {
+        1 => in_a_batch(|| {
+            session.commit()?;
+            let nothing = OwnStream::new(1);
+            let refused = call(what(16), 16, 16, &nothing);
+            pairs[1][0].run(refused, Timeout::Default)
+        }),
+        _ => session.commit(),
+    });
+    for (rank, outcome) in outcomes.into_iter().enumerate() {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.status(), if rank == 1 { Status::InvalidArgument } else { Status::InvalidUsage }, "{error}");
+        assert!(rank == 1 || error.to_string().contains("cancelled the commit of its capture"), "{error}");
+    }
+    end_all(&pairs, |_, session| session.commit()).into_iter().for_each(|outcome| outcome.unwrap());
+}
+
 #[test]
 fn a_replay_before_the_commit_is_right() {
     if on_stub_or_card("captures::a_replay_before_the_commit_is_right") {
@@ -243,4 +410,76 @@ fn a_replay_after_its_group_is_gone_returns_at_once_and_touches_nothing() {
     streams.iter().for_each(OwnStream::wait);
     assert!(since.elapsed() < std::time::Duration::from_secs(20), "the deadline is ten minutes");
     buffers.iter().for_each(|buffer| assert_eq!(buffer.read(), numbers(1.0, 16)));
+}
+
+/// Parts of device memory that groups have, of peers too.
+fn held() -> u64 {
+    calls("cuMemCreate") + calls("cuMemImportFromShareableHandle") - calls("cuMemRelease")
+}
+
+/// When the calls of [`in_a_life`] are captured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum When {
+    InSessions,
+    Outside,
+    AfterTheCommit,
+}
+
+/// Two ranks capture a call and replay it; then their groups go, and their sessions, in this order or the other. Says
+/// how much memory is held when all of it is gone.
+fn in_a_life(when: When, sessions_first: bool) -> u64 {
+    let mut groups = world(&[0, 1], "").unwrap();
+    let streams = [0, 1].map(OwnStream::new);
+    let buffers = [0, 1].map(|device| Buffer::with(device, &numbers(1.0, 16)));
+    let open = |rank: usize| Session::open(vec![groups[rank].clone()]);
+    let mut sessions = if when == When::Outside { Vec::new() } else { [0, 1].map(open).into() };
+    if when == When::AfterTheCommit {
+        on_all(&sessions, Session::commit).into_iter().for_each(|outcome| outcome.unwrap());
+    }
+    let graphs = [0, 1].map(|rank| {
+        streams[rank].capture(|| {
+            let call = call(what(16), buffers[rank].address, buffers[rank].address, &streams[rank]);
+            groups[rank].run(call, Timeout::Default).unwrap();
+        })
+    });
+    let replay = || {
+        (0..2).for_each(|rank| streams[rank].replay(&graphs[rank]));
+        streams.iter().for_each(OwnStream::wait);
+    };
+    replay();
+    assert_eq!(buffers[0].read(), numbers(2.0, 16));
+    if sessions_first {
+        sessions.clear();
+    }
+    groups.iter().for_each(|group| group.leave());
+    groups.clear();
+    if !sessions_first {
+        assert!(held() > 0, "a session keeps what its graphs touch");
+        let since = Instant::now();
+        replay();
+        assert!(since.elapsed() < AT_ONCE, "a replay after its group is gone returns at once");
+        buffers.iter().for_each(|buffer| assert_eq!(buffer.read(), numbers(2.0, 16), "and touches nothing"));
+        sessions.clear();
+    }
+    held()
+}
+
+#[test]
+fn what_sessions_have_captured_keeps_memory_as_long_as_they_live() {
+    if !on_stub("captures::what_sessions_have_captured_keeps_memory_as_long_as_they_live", &[]) {
+        return;
+    }
+    assert_eq!(in_a_life(When::InSessions, true), 0);
+    assert_eq!(in_a_life(When::InSessions, false), 0);
+    // Nobody says when the last replay of these is over.
+    let kept = in_a_life(When::AfterTheCommit, true);
+    assert!(kept > 0);
+    assert!(in_a_life(When::InSessions, true) > kept, "from then on nothing is given back");
+}
+
+#[test]
+fn what_is_captured_outside_of_sessions_keeps_memory_for_good() {
+    if on_stub("captures::what_is_captured_outside_of_sessions_keeps_memory_for_good", &[]) {
+        assert!(in_a_life(When::Outside, true) > 0);
+    }
 }

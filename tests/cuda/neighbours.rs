@@ -1,7 +1,10 @@
 //! How memory gets from rank to rank, and when it may not.
 
+use std::{os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+
 use tutti::{
     config::Timeout,
+    cuda::device::Device,
     dispatch::Format,
     dtype::{Collective, DType, Op},
 };
@@ -117,6 +120,74 @@ fn a_driver_that_says_yes_is_not_believed_when_writes_are_lost() {
     {
         let told = verdict();
         assert!(told.contains("do not reach each other's memory") && told.contains("did not arrive"), "{told}");
+    }
+}
+
+/// The program that tries it.
+const HELPER: &str = env!("CARGO_BIN_EXE_tutti-peer-check");
+
+/// What is kept of earlier tries.
+fn kept() -> Vec<String> {
+    let folder = PathBuf::from(std::env::var_os("XDG_CACHE_HOME").unwrap()).join("tutti/peers");
+    let files = std::fs::read_dir(folder).into_iter().flatten();
+    files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn the_helper_is_sure_of_what_the_driver_says_and_of_what_memory_holds_and_of_nothing_else() {
+    let test = "neighbours::the_helper_is_sure_of_what_the_driver_says_and_of_what_memory_holds_and_of_nothing_else";
+    if !on_stub(test, &[]) {
+        return;
+    }
+    let uuid = |ordinal: i32| Device::open(ordinal).unwrap().uuid.to_string();
+    for (variable, code, says) in [
+        (("STUB_DEVICES", "2"), 0, ""),
+        (("STUB_NO_PEER", "1"), 1, "the driver says that CUDA device 0"),
+        (("STUB_LOST_WRITES", "1"), 1, "did not arrive"),
+        (("STUB_DEVICES", "1"), 3, "no device here is GPU-"),
+        (("STUB_DEVICES", "0"), 3, "sees no device"),
+        (("TUTTI_CUDA_LIBRARY", "/nowhere"), 3, "/nowhere"),
+        // It cannot make the groups that it wants.
+        (("TUTTI_ALL_REDUCE", "=nonsense"), 3, "nonsense"),
+    ] {
+        let tried = Command::new(HELPER).args([uuid(0), uuid(1)]).env(variable.0, variable.1).output().unwrap();
+        let said = String::from_utf8(tried.stdout).unwrap();
+        assert_eq!(tried.status.code(), Some(code), "{variable:?}: {said}");
+        assert!(said.contains(says), "{variable:?}: {said}");
+    }
+}
+
+#[test]
+fn what_could_not_be_found_out_is_told_and_not_kept() {
+    if !on_stub("neighbours::what_could_not_be_found_out_is_told_and_not_kept", &[]) {
+        return;
+    }
+    // A helper that sees only one of the devices.
+    let folder = PathBuf::from(std::env::var_os("XDG_CACHE_HOME").unwrap());
+    std::fs::create_dir_all(&folder).unwrap();
+    let half_blind = folder.join("half-blind");
+    std::fs::write(&half_blind, format!("#!/bin/sh\nSTUB_DEVICES=1 exec '{HELPER}' \"$@\"\n")).unwrap();
+    std::fs::set_permissions(&half_blind, std::fs::Permissions::from_mode(0o700)).unwrap();
+    // SAFETY: this test is alone in its process.
+    unsafe { std::env::set_var("TUTTI_PEER_CHECK", &half_blind) };
+    let told = verdict();
+    assert!(told.contains("could not find out: no device here is GPU-"), "{told}");
+    assert!(told.contains("served by staged/through_host"), "{told}");
+    assert!(kept().is_empty(), "{:?}", kept());
+    // SAFETY: as above.
+    unsafe { std::env::set_var("TUTTI_PEER_CHECK", HELPER) };
+    let told = verdict();
+    assert!(told.contains("served by push/"), "{told}");
+    let kept = kept();
+    assert!(kept.len() == 1 && kept[0].starts_with(concat!(env!("CARGO_PKG_VERSION"), "-12020-")), "{kept:?}");
+}
+
+#[test]
+fn settings_of_a_rank_do_not_change_what_the_helper_does() {
+    let settings = [("TUTTI_ALL_REDUCE", "=push")];
+    if on_stub("neighbours::settings_of_a_rank_do_not_change_what_the_helper_does", &settings) {
+        let told = verdict();
+        assert!(told.contains("served by push/"), "{told}");
     }
 }
 
