@@ -12,6 +12,7 @@ mod calls;
 mod captures;
 mod failures;
 mod machine;
+mod modes;
 mod neighbours;
 #[path = "../transfer/numbers.rs"]
 #[allow(dead_code, reason = "shared with the tests of transfers, which need more of it")]
