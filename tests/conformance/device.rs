@@ -148,6 +148,9 @@ fn ground() -> &'static Ground {
 }
 
 fn copy(to: u64, from: u64, bytes: usize) {
+    // Not behind a kernel: a copy of pageable memory may hold a lock of the driver until that has ended, and the peer that
+    // it waits for could not launch.
+    wait();
     let device = ground().device;
     let _entered = device.enter().unwrap();
     // SAFETY: both are as long as that, and used by nothing else until the copy is over.

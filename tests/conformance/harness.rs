@@ -18,6 +18,8 @@ use crate::device::{self, Slot};
 
 /// A test that has not ended by then hangs; generous, since the machine may be busy.
 const WATCHDOG: Duration = Duration::from_secs(300);
+/// Ranks on a card wait no longer.
+const PATIENCE_ON_CARD: Duration = Duration::from_secs(30);
 
 /// A world of `size` ranks in this process that uses one communicator alone.
 pub(crate) fn world(communicator: &str, size: u32, timeout_ms: i64) -> Vec<Arc<Group>> {
@@ -26,10 +28,15 @@ pub(crate) fn world(communicator: &str, size: u32, timeout_ms: i64) -> Vec<Arc<G
 
 /// The same, with rows of a plan.
 pub(crate) fn planned_world(communicator: &str, size: u32, timeout_ms: i64, plan: &str) -> Vec<Arc<Group>> {
+    let mut timeout = Timeout::from_ms(timeout_ms).unwrap();
+    if device::has(communicator) && std::env::var_os("TUTTI_CUDA_CARD").is_some() {
+        // What hangs shall be named before somebody ends the test.
+        timeout = timeout.duration().map_or(timeout, |patience| Timeout::After(patience.min(PATIENCE_ON_CARD)));
+    }
     let group = GroupOptions {
         plan: Some(plan.to_owned()),
         communicators: Selection::parse(&format!("={communicator}")).unwrap(),
-        timeout: Timeout::from_ms(timeout_ms).unwrap(),
+        timeout,
         ..GroupOptions::default()
     };
     let devices = device::has(communicator).then(|| vec![0; size as usize]);

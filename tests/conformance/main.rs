@@ -97,8 +97,9 @@ macro_rules! keeps_on_a_device {
                 #[test]
                 fn $promise() {
                     let test = concat!(module_path!(), "::", stringify!($promise)).split_once("::").unwrap().1;
-                    let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance/cuda_plan.txt");
-                    if crate::stub::on_card() || crate::stub::on_stub(test, &[("TUTTI_CUDA_PLAN", plan)]) {
+                    let plan = crate::stub::in_tree("tests/conformance/cuda_plan.txt");
+                    let variables = [("TUTTI_CUDA_PLAN", plan.to_str().unwrap())];
+                    if crate::stub::on_card() || crate::stub::on_stub(test, &variables) {
                         let _watchdog = crate::harness::watchdog();
                         crate::$room::$promise(stringify!($communicator));
                     }

@@ -178,20 +178,28 @@ fn calls_on_several_streams_follow_each_other() {
     let groups = world(&[0, 1], "").unwrap();
     let buffers = [0, 1].map(|device| Buffer::with(device, &1_f32.to_le_bytes().repeat(64)));
     let what = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 64);
-    // Each rank its own order of streams, some of which are gone when the next call comes.
+    let run = |rank: usize, stream: &OwnStream| {
+        let call = call(what, buffers[rank].address, buffers[rank].address, stream);
+        groups[rank].run(call, Timeout::Default).unwrap();
+    };
     let kept = [0, 1].map(|device| [OwnStream::new(device), OwnStream::new(device)]);
+    let first = [0, 1].map(OwnStream::new);
+    // The first stream of rank 0 is gone while its call waits for rank 1, that of rank 1 when the next call comes.
+    for (rank, first) in (0..).zip(first) {
+        run(rank, &first);
+        drop(first);
+        run(rank, &kept[rank][0]);
+    }
+    // Then each rank has an order of its own.
     for turn in 0..6 {
         for rank in 0..2 {
-            let stream = &kept[rank][(turn + rank * turn / 2) % 2];
-            groups[rank]
-                .run(call(what, buffers[rank].address, buffers[rank].address, stream), Timeout::Default)
-                .unwrap();
+            run(rank, &kept[rank][(turn + rank * turn / 2) % 2]);
         }
     }
     for rank in 0..2 {
         kept[rank].iter().for_each(OwnStream::wait);
         groups[rank].check().unwrap();
-        assert_eq!(buffers[rank].read(), 64_f32.to_le_bytes().repeat(64));
+        assert_eq!(buffers[rank].read(), 256_f32.to_le_bytes().repeat(64));
     }
 }
 

@@ -10,8 +10,8 @@ use tutti::{
 };
 
 use crate::{
-    machine::{Buffer, OwnStream, call, descriptor, world, world_with},
-    stub::{finish, on_card, on_stub_or_card, ordinal, this_test},
+    machine::{Buffer, OwnStream, call, descriptor, patience, world, world_with},
+    stub::{finish, is_stub, on_card, on_stub_or_card, ordinal, this_test},
 };
 
 fn what() -> tutti::communicator::Descriptor {
@@ -61,7 +61,8 @@ fn an_abort_ends_what_is_enqueued_on_all_ranks() {
         return;
     }
     // On the stub every lane is a thread of a machine that may be busy; the deadline is ten minutes.
-    let (calls, bound) = if on_card() { (80, Duration::from_millis(10)) } else { (20, Duration::from_secs(20)) };
+    let on_hardware = on_card() && !is_stub();
+    let (calls, bound) = if on_hardware { (80, Duration::from_millis(10)) } else { (20, Duration::from_secs(20)) };
     for communicators in ["push", "pull"] {
         let groups = world(&[0, 1, 0], communicators).unwrap();
         let streams = [0, 1].map(OwnStream::new);
@@ -117,12 +118,15 @@ fn overlapping_replays_are_named() {
     let timeout = Timeout::After(Duration::from_secs(30));
     let groups = world_with(&[0, 1], GroupOptions { timeout, ..GroupOptions::default() }).unwrap();
     let (one, other, buffer) = (OwnStream::new(0), OwnStream::new(0), Buffer::new(0, 256));
-    let graph = one.capture(|| {
-        groups[0].run(call(what(), buffer.address, buffer.address, &one), Timeout::Default).unwrap();
+    // Two of them: launches of one would follow each other.
+    let graphs = [&one, &other].map(|stream| {
+        stream.capture(|| {
+            groups[0].run(call(what(), buffer.address, buffer.address, stream), Timeout::Default).unwrap();
+        })
     });
     // The peer does not come, so both are inside at once.
-    one.replay(&graph);
-    other.replay(&graph);
+    one.replay(&graphs[0]);
+    other.replay(&graphs[1]);
     one.wait();
     other.wait();
     let error = groups[0].check().unwrap_err();
@@ -170,5 +174,6 @@ pub(crate) fn processes(test: &str, variables: &[(&str, &str)], play: impl FnOnc
 
 /// Joins the world of [`processes`].
 pub(crate) fn join(rank: u32) -> std::sync::Arc<Group> {
-    Group::world(WorldOptions { device: Some(ordinal(rank as i32)), ..WorldOptions::default() }).unwrap()
+    let group = GroupOptions { timeout: patience(), ..GroupOptions::default() };
+    Group::world(WorldOptions { group, device: Some(ordinal(rank as i32)), ..WorldOptions::default() }).unwrap()
 }

@@ -1,6 +1,6 @@
 //! Ranks on devices: a world of them, memory and streams, and the graphs that the tests capture.
 
-use std::{ffi::c_void, sync::Arc};
+use std::{ffi::c_void, sync::Arc, time::Duration};
 
 use libloading::os::unix::Symbol;
 use tutti::{
@@ -15,7 +15,17 @@ use tutti::{
     group::Group,
 };
 
-use crate::stub::ordinal;
+use crate::stub::{on_card, ordinal};
+
+/// Modes of a capture: it forbids potentially unsafe calls to every thread, or to its own alone.
+pub(crate) const GLOBAL: i32 = 0;
+/// See [`GLOBAL`].
+pub(crate) const THREAD_LOCAL: i32 = 1;
+/// It forbids nothing. As the mode of a thread: it may do everything.
+pub(crate) const RELAXED: i32 = 2;
+/// How long ranks wait on a card: what hangs shall be named before somebody ends the test. More than the tests need that
+/// prove to be faster than a deadline.
+const PATIENCE_ON_CARD: Duration = Duration::from_secs(30);
 
 /// A world of ranks on these devices, in this process.
 pub(crate) fn world(devices: &[i32], communicators: &str) -> Result<Vec<Arc<Group>>> {
@@ -27,7 +37,13 @@ pub(crate) fn world(devices: &[i32], communicators: &str) -> Result<Vec<Arc<Grou
 /// The same, with other options.
 pub(crate) fn world_with(devices: &[i32], group: GroupOptions) -> Result<Vec<Arc<Group>>> {
     let devices: Vec<i32> = devices.iter().copied().map(ordinal).collect();
+    let group = GroupOptions { timeout: group.timeout.or(patience()), ..group };
     Group::world_local(devices.len() as u32, Some(&devices), WorldOptions { group, ..WorldOptions::default() })
+}
+
+/// The deadline of groups that are given none.
+pub(crate) fn patience() -> Timeout {
+    if on_card() { Timeout::After(PATIENCE_ON_CARD) } else { Timeout::Default }
 }
 
 /// What all ranks call.
@@ -74,7 +90,7 @@ impl Buffer {
         self.copy(self.address, content.as_ptr() as u64, content.len());
     }
 
-    /// No kernel may be writing it.
+    /// No kernel may be writing it, and none may wait for a peer that has yet to launch: the copy may keep it from that.
     pub(crate) fn read(&self) -> Vec<u8> {
         let mut content = vec![0; self.bytes];
         self.copy(content.as_mut_ptr() as u64, self.address, self.bytes);
@@ -123,8 +139,14 @@ impl OwnStream {
         unsafe { driver().stream_synchronize(self.handle) }.unwrap();
     }
 
-    /// Captures what `body` puts on the stream.
+    /// Captures what `body` puts on the stream. The capture forbids nothing to other threads: those of other ranks
+    /// allocate and wait meanwhile.
     pub(crate) fn capture(&self, body: impl FnOnce()) -> Graph {
+        self.capture_in(THREAD_LOCAL, body).unwrap()
+    }
+
+    /// The same, in one of the driver's modes; the driver's code, where the capture was lost.
+    pub(crate) fn capture_in(&self, mode: i32, body: impl FnOnce()) -> Result<Graph, i32> {
         let _entered = self.device.enter().unwrap();
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the functions have these arguments in the driver, and what is pointed to is writable.
@@ -133,14 +155,28 @@ impl OwnStream {
             let end: Symbol<unsafe extern "C" fn(Stream, *mut *mut c_void) -> i32> = symbol(c"cuStreamEndCapture");
             let instantiate: Symbol<unsafe extern "C" fn(*mut *mut c_void, *mut c_void, u64) -> i32> =
                 symbol(c"cuGraphInstantiateWithFlags");
-            assert_eq!(begin(self.handle, 0), 0);
+            assert_eq!(begin(self.handle, mode), 0);
             body();
-            assert_eq!(end(self.handle, &mut graph), 0);
+            match end(self.handle, &mut graph) {
+                0 => {}
+                code => return Err(code),
+            }
             assert_eq!(instantiate(&mut executable, graph, 0), 0);
             let destroy: Symbol<unsafe extern "C" fn(*mut c_void) -> i32> = symbol(c"cuGraphDestroy");
             assert_eq!(destroy(graph), 0);
         }
-        Graph(executable)
+        let graph = Graph(executable);
+        self.upload(&graph);
+        Ok(graph)
+    }
+
+    /// Puts a graph on the device, so that no launch has to, while kernels of other ranks wait there.
+    fn upload(&self, graph: &Graph) {
+        // SAFETY: the function has these arguments in the driver; the graph is one. The caller has entered the device.
+        unsafe {
+            let upload: Symbol<unsafe extern "C" fn(*mut c_void, Stream) -> i32> = symbol(c"cuGraphUpload");
+            assert_eq!(upload(graph.0, self.handle), 0);
+        }
     }
 
     pub(crate) fn replay(&self, graph: &Graph) {
@@ -158,6 +194,22 @@ impl Drop for OwnStream {
         // SAFETY: the stream is ours.
         unsafe { driver().stream_destroy(self.handle) }.unwrap();
     }
+}
+
+/// Runs `body` in a thread whose mode is this one, as long as it takes.
+pub(crate) fn in_mode<T>(mode: i32, body: impl FnOnce() -> T) -> T {
+    let exchange = |mut mode: i32| {
+        // SAFETY: the function has this argument in the driver, and the number is writable.
+        unsafe {
+            let exchange: Symbol<unsafe extern "C" fn(*mut i32) -> i32> = symbol(c"cuThreadExchangeStreamCaptureMode");
+            assert_eq!(exchange(&mut mode), 0);
+        }
+        mode
+    };
+    let before = exchange(mode);
+    let result = body();
+    exchange(before);
+    result
 }
 
 /// An instantiated graph.

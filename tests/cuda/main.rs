@@ -14,6 +14,7 @@ mod dicts;
 mod failures;
 mod letters;
 mod machine;
+mod modes;
 mod neighbours;
 #[path = "../transfer/numbers.rs"]
 #[allow(dead_code, reason = "shared with the tests of transfers, which need more of it")]

@@ -1,9 +1,15 @@
 //! The stub of the driver: built once, and loaded by the child process in which a test runs.
+//!
+//! Tests that were built elsewhere (`tests/cuda/pack`) are told by the environment where things are:
+//!   TUTTI_CUDA_CARD=1     the driver is that of a card, and no stub is built
+//!   TUTTI_TEST_ROOT=PATH  the tree that has the plans, in the place of the one they were built in
+//!   TUTTI_PEER_CHECK=PATH the library's own variable, kept where it is set
 
 #[path = "stub/compile.rs"] // the conformance suite has this file, too
 mod compile;
 
 use std::{
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
@@ -17,6 +23,12 @@ const WATCHDOG: Duration = Duration::from_secs(240);
 /// Whether the tests are to run on a card instead: where there are fewer than two, all ranks share the first.
 pub(crate) fn on_card() -> bool {
     std::env::var_os("TUTTI_CUDA_CARD").is_some()
+}
+
+/// Whether what stands for the card is a stub after all, as where the scripts for cards are tried out.
+pub(crate) fn is_stub() -> bool {
+    // SAFETY: the function is only looked for.
+    unsafe { library().get::<unsafe extern "C" fn()>(c"stub_calls") }.is_ok()
 }
 
 /// The device that a test means by a number.
@@ -46,18 +58,28 @@ pub(crate) fn on_stub(test: &str, variables: &[(&str, &str)]) -> bool {
     false
 }
 
-/// This test, in a process of its own that has the stub.
+/// A file of the tree.
+pub(crate) fn in_tree(path: &str) -> PathBuf {
+    let root = std::env::var_os("TUTTI_TEST_ROOT");
+    root.as_deref().map_or(Path::new(env!("CARGO_MANIFEST_DIR")), Path::new).join(path)
+}
+
+/// This test, in a process of its own that has the stub; or the card, and then with the plan that its parent has.
 pub(crate) fn this_test(test: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("a test knows where it is"));
     command.args(["--exact", test, "--nocapture"]).stdin(Stdio::null());
-    command.env("TUTTI_CUDA_PLAN", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda/plan.txt"));
+    if !on_card() || std::env::var_os("TUTTI_CUDA_PLAN").is_none() {
+        command.env("TUTTI_CUDA_PLAN", in_tree("tests/cuda/plan.txt"));
+    }
+    if std::env::var_os("TUTTI_PEER_CHECK").is_none() {
+        command.env("TUTTI_PEER_CHECK", env!("CARGO_BIN_EXE_tutti-peer-check"));
+    }
     if on_card() {
         return command;
     }
     let folder = compile::folder();
     command
         .env("TUTTI_CUDA_LIBRARY", folder.join("libcuda.so.1"))
-        .env("TUTTI_PEER_CHECK", env!("CARGO_BIN_EXE_tutti-peer-check"))
         .env("XDG_CACHE_HOME", folder.join(format!("cache-{}-{}", std::process::id(), next_number())));
     command
 }

@@ -3,6 +3,9 @@
 // threads as it has lanes. So the whole way of a call, from C to the kernels and back, can be run where there is no
 // GPU. It shows what the host does, never what hardware would: no scopes, no reordering, no speed.
 //
+// What it has of a real one's rules: launches of one executable graph follow each other, and a capture forbids calls as
+// cuThreadExchangeStreamCaptureMode says.
+//
 // What can be set in the environment:
 //   STUB_DEVICES=N    devices (2)           STUB_ARCH=N      their architecture (90)
 //   STUB_NO_EXPORT=1  memory cannot be handed over as a descriptor
@@ -25,6 +28,8 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "machine.h"
 #include "params.h"
@@ -35,7 +40,8 @@ namespace {
 
 enum : int {
     kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNoDevice = 100, kInvalidDevice = 101, kInvalidContext = 201,
-    kInvalidHandle = 400, kNotFound = 500, kNotReady = 600, kPeerAlreadyEnabled = 704
+    kInvalidHandle = 400, kNotFound = 500, kNotReady = 600, kPeerAlreadyEnabled = 704, kCaptureUnsupported = 900,
+    kCaptureInvalidated = 901, kCaptureWrongThread = 908
 };
 
 int setting(const char* name, int otherwise) {
@@ -68,37 +74,93 @@ struct Registered : Counter {
     static Registered name##_counter(#name);                       \
     static int name##_(__VA_ARGS__);                               \
     extern "C" int name(__VA_ARGS__)
-#define COUNTED(name, ...)                                         \
+#define COUNTED(name, ...) BODY(name, kSuccess, __VA_ARGS__)
+/// What the driver calls potentially unsafe: a capture that is going on may forbid it.
+#define UNSAFE_IN_CAPTURE(name, ...) BODY(name, forbidden_by_captures(), __VA_ARGS__)
+#define BODY(name, may, ...)                                       \
     {                                                              \
         name##_counter.calls.fetch_add(1, std::memory_order_relaxed); \
         if (int code = name##_counter.fail_with.load(std::memory_order_relaxed)) { \
             name##_counter.fail_with.store(0);                     \
             return code;                                           \
         }                                                          \
+        if (int code = may) return code;                           \
         return name##_(__VA_ARGS__);                               \
     }
 
-// ---- contexts, streams, events ----
+// ---- graphs, and captures that forbid ----
 
-struct Graph;
+struct Graph {
+    std::vector<std::function<void()>> work;
+};
+
+/// An instantiated graph. Launches of it follow each other, on whatever streams they are.
+struct Executable {
+    std::vector<std::function<void()>> work;
+    std::mutex lock;
+    std::condition_variable changed;
+    unsigned long launched = 0, ended = 0;
+
+    void enter(unsigned long number) {
+        std::unique_lock guard(lock);
+        changed.wait(guard, [&] { return ended == number; });
+    }
+    void leave() {
+        std::lock_guard guard(lock);
+        ended++;
+        changed.notify_all();
+    }
+};
+
+enum : int { kGlobal = 0, kThreadLocal = 1, kRelaxed = 2 };
+
+struct Capture {
+    Graph* graph;
+    int mode;
+    std::thread::id thread;
+    std::atomic<bool> invalid{false};
+};
+
+std::mutex captures_lock;
+std::vector<Capture*> captures;
+std::atomic<size_t> captures_going{0};
+/// What cuThreadExchangeStreamCaptureMode sets.
+thread_local int mode_of_thread = kGlobal;
+
+/// Whether this thread may make a potentially unsafe call now; the captures that forbid it are lost.
+int forbidden_by_captures() {
+    if (captures_going.load() == 0 || mode_of_thread == kRelaxed) return kSuccess;
+    std::lock_guard lock(captures_lock);
+    int code = kSuccess;
+    for (Capture* one : captures) {
+        const bool own = one->thread == std::this_thread::get_id();
+        if (own ? one->mode == kRelaxed : one->mode != kGlobal || mode_of_thread != kGlobal) continue;
+        one->invalid = true;
+        code = kCaptureUnsupported;
+    }
+    return code;
+}
+
+// ---- contexts, streams, events ----
 
 struct Stream {
     int device = 0;
     std::mutex lock;
     std::condition_variable changed;
     std::deque<std::function<void()>> work;
-    bool busy = false, ending = false;
-    Graph* capture = nullptr;
-    std::thread thread;
+    bool busy = false;
+    std::atomic<bool> gone{false};
+    Capture* capture = nullptr;
 
-    explicit Stream(int of) : device(of), thread([this] { serve(); }) {}
-    ~Stream() {
-        {
-            std::lock_guard guard(lock);
-            ending = true;
-        }
+    explicit Stream(int of) : device(of) {
+        std::thread([this] { serve(); }).detach();
+    }
+    /// What is on it still comes to its end, and who destroys it does not wait. The value stays, so that whoever uses
+    /// the stream afterwards is told.
+    void destroy() {
+        std::lock_guard guard(lock);
+        gone = true;
         changed.notify_all();
-        thread.join();
     }
     void push(std::function<void()> one) {
         {
@@ -114,7 +176,7 @@ struct Stream {
     void serve() {
         std::unique_lock guard(lock);
         while (true) {
-            changed.wait(guard, [this] { return ending || !work.empty(); });
+            changed.wait(guard, [this] { return gone || !work.empty(); });
             if (work.empty()) return;
             std::function<void()> one = std::move(work.front());
             work.pop_front();
@@ -126,10 +188,6 @@ struct Stream {
             changed.notify_all();
         }
     }
-};
-
-struct Graph {
-    std::vector<std::function<void()>> work;
 };
 
 struct Event {
@@ -145,6 +203,8 @@ struct Context {
 
 struct Function {
     void (*kernel)(const Params&);
+    /// Of the benches, which take other parameters: what a launch does.
+    std::function<void()> (*other)(void** parameters);
     Context* context;
 };
 
@@ -171,6 +231,7 @@ int find(void* handle, Stream** stream) {
         return kSuccess;
     }
     *stream = static_cast<Stream*>(handle);
+    if ((*stream)->gone) return kInvalidHandle;
     if (here() == nullptr) return kInvalidContext;
     return here()->device == (*stream)->device ? kSuccess : kInvalidHandle;
 }
@@ -180,7 +241,8 @@ int enqueue(void* handle, std::function<void()> one) {
     if (int code = find(handle, &stream)) return code;
     if (does_nothing()) return kSuccess;
     if (stream->capture != nullptr) {
-        stream->capture->work.push_back(std::move(one));
+        if (stream->capture->invalid) return kCaptureInvalidated;
+        stream->capture->graph->work.push_back(std::move(one));
     } else {
         stream->push(std::move(one));
     }
@@ -233,14 +295,41 @@ const char* name_of(int code) {
         case kNotFound: return "CUDA_ERROR_NOT_FOUND";
         case kNotReady: return "CUDA_ERROR_NOT_READY";
         case 700: return "CUDA_ERROR_ILLEGAL_ADDRESS";
+        case kCaptureUnsupported: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
+        case kCaptureInvalidated: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
+        case kCaptureWrongThread: return "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD";
         default: return nullptr;
     }
 }
 
-}  // namespace
+// ---- the kernels of benches/cuda.rs and benches/cuda_host.rs, which have them as PTX ----
 
-/// A kernel that does nothing, which benches launch to see what a launch takes.
-extern "C" void nothing(const Params&) {}
+std::function<void()> launch_nothing(void**) {
+    return [] {};
+}
+
+using Word = std::atomic<unsigned>;
+
+/// See PING_PONG in benches/cuda.rs.
+std::function<void()> launch_ping_pong(void** parameters) {
+    Word* mine = *static_cast<Word**>(parameters[0]);
+    Word* theirs = *static_cast<Word**>(parameters[1]);
+    Word* lost = *static_cast<Word**>(parameters[2]);
+    const unsigned rounds = *static_cast<unsigned*>(parameters[3]), serves = *static_cast<unsigned*>(parameters[4]);
+    return [=] {
+        unsigned looks = 0;
+        for (unsigned round = 1; round <= rounds; round++) {
+            if (serves != 0) theirs->store(round, std::memory_order_relaxed);
+            while (mine->load(std::memory_order_relaxed) != round) {
+                if (++looks > 1u << 24) return lost->store(1);
+                std::this_thread::yield();
+            }
+            if (serves == 0) theirs->store(round, std::memory_order_relaxed);
+        }
+    };
+}
+
+}  // namespace
 
 // ---- what tests ask for ----
 
@@ -340,7 +429,7 @@ static int cuCtxPopCurrent_v2_(Context** context) {
 DRIVER(cuCtxEnablePeerAccess, Context* peer, unsigned flags) COUNTED(cuCtxEnablePeerAccess, peer, flags)
 static int cuCtxEnablePeerAccess_(Context*, unsigned) { return here() == nullptr ? kInvalidContext : kSuccess; }
 
-DRIVER(cuModuleLoadData, void** module, const void* image) COUNTED(cuModuleLoadData, module, image)
+DRIVER(cuModuleLoadData, void** module, const void* image) UNSAFE_IN_CAPTURE(cuModuleLoadData, module, image)
 static int cuModuleLoadData_(void** module, const void* image) {
     if (here() == nullptr) return kInvalidContext;
     if (strstr(static_cast<const char*>(image), ".entry") == nullptr) return kInvalidValue;
@@ -350,12 +439,16 @@ static int cuModuleLoadData_(void** module, const void* image) {
 DRIVER(cuModuleGetFunction, Function** function, void* module, const char* name)
 COUNTED(cuModuleGetFunction, function, module, name)
 static int cuModuleGetFunction_(Function** function, void* module, const char* name) {
+    if (strcmp(name, "nothing") == 0 || strcmp(name, "ping_pong") == 0) {
+        auto other = strcmp(name, "nothing") == 0 ? launch_nothing : launch_ping_pong;
+        return *function = new Function{nullptr, other, static_cast<Context*>(module)}, kSuccess;
+    }
     Dl_info self;
     dladdr(reinterpret_cast<void*>(&stub_calls), &self);
     void* library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
     void* kernel = dlsym(library, name);
     if (kernel == nullptr) return kNotFound;
-    *function = new Function{reinterpret_cast<void (*)(const Params&)>(kernel), static_cast<Context*>(module)};
+    *function = new Function{reinterpret_cast<void (*)(const Params&)>(kernel), nullptr, static_cast<Context*>(module)};
     return kSuccess;
 }
 
@@ -376,6 +469,7 @@ COUNTED(cuLaunchKernelEx, config, function, parameters, extra)
 static int cuLaunchKernelEx_(const LaunchConfig* config, Function* function, void** parameters, void**) {
     if (here() != function->context) return here() == nullptr ? kInvalidContext : kInvalidHandle;
     if (does_nothing()) return kSuccess;
+    if (function->other != nullptr) return enqueue(config->stream, function->other(parameters));
     const Params params = *static_cast<const Params*>(parameters[0]);
     const unsigned blocks = config->grid[0], threads = config->block[0];
     return enqueue(config->stream, [=] {
@@ -396,12 +490,20 @@ static int cuStreamCreate_(Stream** stream, unsigned) {
 }
 
 DRIVER(cuStreamDestroy_v2, Stream* stream) COUNTED(cuStreamDestroy_v2, stream)
-static int cuStreamDestroy_v2_(Stream* stream) { return delete stream, kSuccess; }
+static int cuStreamDestroy_v2_(Stream* stream) {
+    if (stream->gone) return kInvalidHandle;
+    return stream->destroy(), kSuccess;
+}
 
-DRIVER(cuStreamSynchronize, void* handle) COUNTED(cuStreamSynchronize, handle)
+DRIVER(cuStreamSynchronize, void* handle) UNSAFE_IN_CAPTURE(cuStreamSynchronize, handle)
 static int cuStreamSynchronize_(void* handle) {
     Stream* stream;
     if (int code = find(handle, &stream)) return code;
+    if (stream->capture != nullptr) {
+        // What it waits for is not even enqueued.
+        stream->capture->invalid = true;
+        return kCaptureUnsupported;
+    }
     return stream->wait(), kSuccess;
 }
 
@@ -409,48 +511,90 @@ DRIVER(cuStreamIsCapturing, void* handle, int* status) COUNTED(cuStreamIsCapturi
 static int cuStreamIsCapturing_(void* handle, int* status) {
     Stream* stream;
     if (int code = find(handle, &stream)) return code;
-    return *status = stream->capture != nullptr, kSuccess;
+    *status = stream->capture == nullptr ? 0 : stream->capture->invalid ? 2 : 1;
+    return kSuccess;
 }
 
 DRIVER(cuStreamBeginCapture_v2, void* handle, int mode) COUNTED(cuStreamBeginCapture_v2, handle, mode)
-static int cuStreamBeginCapture_v2_(void* handle, int) {
+static int cuStreamBeginCapture_v2_(void* handle, int mode) {
     Stream* stream;
     if (int code = find(handle, &stream)) return code;
-    return stream->capture = new Graph, kSuccess;
+    if (mode < kGlobal || mode > kRelaxed || stream->capture != nullptr) return kInvalidValue;
+    stream->capture = new Capture{new Graph, mode, std::this_thread::get_id()};
+    std::lock_guard lock(captures_lock);
+    captures.push_back(stream->capture);
+    return captures_going = captures.size(), kSuccess;
+}
+
+DRIVER(cuThreadExchangeStreamCaptureMode, int* mode) COUNTED(cuThreadExchangeStreamCaptureMode, mode)
+static int cuThreadExchangeStreamCaptureMode_(int* mode) {
+    if (*mode < kGlobal || *mode > kRelaxed) return kInvalidValue;
+    return std::swap(*mode, mode_of_thread), kSuccess;
 }
 
 DRIVER(cuStreamEndCapture, void* handle, Graph** graph) COUNTED(cuStreamEndCapture, handle, graph)
 static int cuStreamEndCapture_(void* handle, Graph** graph) {
     Stream* stream;
     if (int code = find(handle, &stream)) return code;
-    *graph = stream->capture;
+    *graph = nullptr;
+    Capture* capture = stream->capture;
+    if (capture == nullptr) return kInvalidValue;
+    if (capture->mode != kRelaxed && capture->thread != std::this_thread::get_id()) return kCaptureWrongThread;
+    {
+        std::lock_guard lock(captures_lock);
+        for (size_t i = 0; i < captures.size(); i++) {
+            if (captures[i] == capture) captures.erase(captures.begin() + long(i));
+        }
+        captures_going = captures.size();
+    }
     stream->capture = nullptr;
-    return *graph == nullptr ? kInvalidValue : kSuccess;
+    const int code = capture->invalid ? kCaptureInvalidated : kSuccess;
+    if (code == kSuccess) *graph = capture->graph;
+    else delete capture->graph;
+    return delete capture, code;
 }
 
-DRIVER(cuGraphInstantiateWithFlags, Graph** executable, Graph* graph, unsigned long long flags)
+/// Behind a pointer that all launches under way share: an executable may be destroyed before they end.
+using Handle = std::shared_ptr<Executable>;
+
+DRIVER(cuGraphInstantiateWithFlags, Handle** executable, Graph* graph, unsigned long long flags)
 COUNTED(cuGraphInstantiateWithFlags, executable, graph, flags)
-static int cuGraphInstantiateWithFlags_(Graph** executable, Graph* graph, unsigned long long) {
-    return *executable = new Graph(*graph), kSuccess;
+static int cuGraphInstantiateWithFlags_(Handle** executable, Graph* graph, unsigned long long) {
+    *executable = new Handle(new Executable);
+    return (**executable)->work = graph->work, kSuccess;
 }
 
 DRIVER(cuGraphDestroy, Graph* graph) COUNTED(cuGraphDestroy, graph)
 static int cuGraphDestroy_(Graph* graph) { return delete graph, kSuccess; }
 
-DRIVER(cuGraphLaunch, Graph* executable, void* handle) COUNTED(cuGraphLaunch, executable, handle)
-static int cuGraphLaunch_(Graph* executable, void* handle) {
-    for (const auto& one : executable->work) {
-        if (int code = enqueue(handle, one)) return code;
+DRIVER(cuGraphUpload, Handle* executable, void* stream) COUNTED(cuGraphUpload, executable, stream)
+static int cuGraphUpload_(Handle*, void* handle) {
+    Stream* stream;
+    return find(handle, &stream);
+}
+
+DRIVER(cuGraphLaunch, Handle* executable, void* handle) COUNTED(cuGraphLaunch, executable, handle)
+static int cuGraphLaunch_(Handle* executable, void* handle) {
+    Stream* stream;
+    if (int code = find(handle, &stream)) return code;
+    if (stream->capture != nullptr) return kCaptureUnsupported;  // the real one makes a part of the graph of it
+    if (does_nothing()) return kSuccess;
+    const Handle shared = *executable;
+    unsigned long number;
+    {
+        std::lock_guard lock(shared->lock);
+        number = shared->launched++;
     }
+    stream->push([shared, number] {
+        shared->enter(number);
+        for (const auto& one : shared->work) one();
+        shared->leave();
+    });
     return kSuccess;
 }
 
-DRIVER(cuGraphExecDestroy, Graph* executable) COUNTED(cuGraphExecDestroy, executable)
-static int cuGraphExecDestroy_(Graph* executable) { return delete executable, kSuccess; }
-
-thread_local int capture_mode = 0;
-DRIVER(cuThreadExchangeStreamCaptureMode, int* mode) COUNTED(cuThreadExchangeStreamCaptureMode, mode)
-static int cuThreadExchangeStreamCaptureMode_(int* mode) { return std::swap(*mode, capture_mode), kSuccess; }
+DRIVER(cuGraphExecDestroy, Handle* executable) COUNTED(cuGraphExecDestroy, executable)
+static int cuGraphExecDestroy_(Handle* executable) { return delete executable, kSuccess; }
 
 DRIVER(cuEventCreate, Event** event, unsigned flags) COUNTED(cuEventCreate, event, flags)
 static int cuEventCreate_(Event** event, unsigned) { return *event = new Event, kSuccess; }
@@ -478,13 +622,13 @@ static int cuEventRecord_(Event* event, void* stream) {
     });
 }
 
-DRIVER(cuEventQuery, Event* event) COUNTED(cuEventQuery, event)
+DRIVER(cuEventQuery, Event* event) UNSAFE_IN_CAPTURE(cuEventQuery, event)
 static int cuEventQuery_(Event* event) {
     std::lock_guard lock(event->lock);
     return event->passed == event->recorded ? kSuccess : kNotReady;
 }
 
-DRIVER(cuEventSynchronize, Event* event) COUNTED(cuEventSynchronize, event)
+DRIVER(cuEventSynchronize, Event* event) UNSAFE_IN_CAPTURE(cuEventSynchronize, event)
 static int cuEventSynchronize_(Event* event) {
     std::unique_lock lock(event->lock);
     const unsigned long until = event->recorded;
@@ -505,7 +649,7 @@ static int cuStreamWaitEvent_(void* stream, Event* event, unsigned) {
     });
 }
 
-DRIVER(cuMemAlloc_v2, uint64_t* address, size_t bytes) COUNTED(cuMemAlloc_v2, address, bytes)
+DRIVER(cuMemAlloc_v2, uint64_t* address, size_t bytes) UNSAFE_IN_CAPTURE(cuMemAlloc_v2, address, bytes)
 static int cuMemAlloc_v2_(uint64_t* address, size_t bytes) {
     if (here() == nullptr) return kInvalidContext;
     const int file = new_file(bytes);
@@ -517,7 +661,7 @@ static int cuMemAlloc_v2_(uint64_t* address, size_t bytes) {
     return kSuccess;
 }
 
-DRIVER(cuMemFree_v2, uint64_t address) COUNTED(cuMemFree_v2, address)
+DRIVER(cuMemFree_v2, uint64_t address) UNSAFE_IN_CAPTURE(cuMemFree_v2, address)
 static int cuMemFree_v2_(uint64_t address) {
     std::lock_guard lock(memory_lock);
     const auto found = allocations.find(address);
@@ -528,12 +672,13 @@ static int cuMemFree_v2_(uint64_t address) {
     return kSuccess;
 }
 
-DRIVER(cuMemHostRegister_v2, void* host, size_t bytes, unsigned flags) COUNTED(cuMemHostRegister_v2, host, bytes, flags)
+DRIVER(cuMemHostRegister_v2, void* host, size_t bytes, unsigned flags)
+UNSAFE_IN_CAPTURE(cuMemHostRegister_v2, host, bytes, flags)
 static int cuMemHostRegister_v2_(void* host, size_t, unsigned) {
     return reinterpret_cast<uintptr_t>(host) % 4096 == 0 ? kSuccess : kInvalidValue;
 }
 
-DRIVER(cuMemHostUnregister, void* host) COUNTED(cuMemHostUnregister, host)
+DRIVER(cuMemHostUnregister, void* host) UNSAFE_IN_CAPTURE(cuMemHostUnregister, host)
 static int cuMemHostUnregister_(void*) { return kSuccess; }
 
 DRIVER(cuMemHostGetDevicePointer_v2, uint64_t* address, void* host, unsigned flags)
@@ -617,7 +762,7 @@ COUNTED(cuMemGetAllocationGranularity, bytes, properties, option)
 static int cuMemGetAllocationGranularity_(size_t* bytes, const Properties*, int) { return *bytes = 64 << 10, kSuccess; }
 
 DRIVER(cuMemCreate, uint64_t* handle, size_t bytes, const Properties* properties, unsigned long long flags)
-COUNTED(cuMemCreate, handle, bytes, properties, flags)
+UNSAFE_IN_CAPTURE(cuMemCreate, handle, bytes, properties, flags)
 static int cuMemCreate_(uint64_t* handle, size_t bytes, const Properties* properties, unsigned long long) {
     if (bytes % (64 << 10) != 0 || properties->handles != 1) return kInvalidValue;
     const int file = new_file(bytes);
@@ -629,7 +774,7 @@ static int cuMemCreate_(uint64_t* handle, size_t bytes, const Properties* proper
     return kSuccess;
 }
 
-DRIVER(cuMemRelease, uint64_t handle) COUNTED(cuMemRelease, handle)
+DRIVER(cuMemRelease, uint64_t handle) UNSAFE_IN_CAPTURE(cuMemRelease, handle)
 static int cuMemRelease_(uint64_t handle) {
     std::lock_guard lock(memory_lock);
     const auto found = physicals.find(handle);
@@ -640,20 +785,20 @@ static int cuMemRelease_(uint64_t handle) {
 }
 
 DRIVER(cuMemAddressReserve, uint64_t* address, size_t bytes, size_t alignment, uint64_t wanted, unsigned long long flags)
-COUNTED(cuMemAddressReserve, address, bytes, alignment, wanted, flags)
+UNSAFE_IN_CAPTURE(cuMemAddressReserve, address, bytes, alignment, wanted, flags)
 static int cuMemAddressReserve_(uint64_t* address, size_t bytes, size_t, uint64_t, unsigned long long) {
     void* range = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED) return kOutOfMemory;
     return *address = reinterpret_cast<uint64_t>(range), kSuccess;
 }
 
-DRIVER(cuMemAddressFree, uint64_t address, size_t bytes) COUNTED(cuMemAddressFree, address, bytes)
+DRIVER(cuMemAddressFree, uint64_t address, size_t bytes) UNSAFE_IN_CAPTURE(cuMemAddressFree, address, bytes)
 static int cuMemAddressFree_(uint64_t address, size_t bytes) {
     return munmap(reinterpret_cast<void*>(address), bytes) == 0 ? kSuccess : kInvalidValue;
 }
 
 DRIVER(cuMemMap, uint64_t address, size_t bytes, size_t offset, uint64_t handle, unsigned long long flags)
-COUNTED(cuMemMap, address, bytes, offset, handle, flags)
+UNSAFE_IN_CAPTURE(cuMemMap, address, bytes, offset, handle, flags)
 static int cuMemMap_(uint64_t address, size_t bytes, size_t, uint64_t handle, unsigned long long) {
     std::lock_guard lock(memory_lock);
     const auto found = physicals.find(handle);
@@ -666,7 +811,7 @@ static int cuMemMap_(uint64_t address, size_t bytes, size_t, uint64_t handle, un
     return kSuccess;
 }
 
-DRIVER(cuMemUnmap, uint64_t address, size_t bytes) COUNTED(cuMemUnmap, address, bytes)
+DRIVER(cuMemUnmap, uint64_t address, size_t bytes) UNSAFE_IN_CAPTURE(cuMemUnmap, address, bytes)
 static int cuMemUnmap_(uint64_t address, size_t bytes) {
     std::lock_guard lock(memory_lock);
     if (allocations.erase(address) == 0) return kInvalidValue;
@@ -679,14 +824,14 @@ struct Access {
     int flags;
 };
 DRIVER(cuMemSetAccess, uint64_t address, size_t bytes, const Access* access, size_t count)
-COUNTED(cuMemSetAccess, address, bytes, access, count)
+UNSAFE_IN_CAPTURE(cuMemSetAccess, address, bytes, access, count)
 static int cuMemSetAccess_(uint64_t address, size_t bytes, const Access* access, size_t count) {
     if (count != 1 || access->flags != 3) return kInvalidValue;
     return mprotect(reinterpret_cast<void*>(address), bytes, PROT_READ | PROT_WRITE) == 0 ? kSuccess : kInvalidValue;
 }
 
 DRIVER(cuMemExportToShareableHandle, int* descriptor, uint64_t handle, int kind, unsigned long long flags)
-COUNTED(cuMemExportToShareableHandle, descriptor, handle, kind, flags)
+UNSAFE_IN_CAPTURE(cuMemExportToShareableHandle, descriptor, handle, kind, flags)
 static int cuMemExportToShareableHandle_(int* descriptor, uint64_t handle, int kind, unsigned long long) {
     std::lock_guard lock(memory_lock);
     const auto found = physicals.find(handle);
@@ -695,7 +840,7 @@ static int cuMemExportToShareableHandle_(int* descriptor, uint64_t handle, int k
 }
 
 DRIVER(cuMemImportFromShareableHandle, uint64_t* handle, void* descriptor, int kind)
-COUNTED(cuMemImportFromShareableHandle, handle, descriptor, kind)
+UNSAFE_IN_CAPTURE(cuMemImportFromShareableHandle, handle, descriptor, kind)
 static int cuMemImportFromShareableHandle_(uint64_t* handle, void* descriptor, int kind) {
     const int file = dup(int(reinterpret_cast<intptr_t>(descriptor)));
     if (file < 0 || kind != 1) return kInvalidValue;
@@ -708,7 +853,7 @@ static int cuMemImportFromShareableHandle_(uint64_t* handle, void* descriptor, i
 struct IpcHandle {
     char text[64];
 };
-DRIVER(cuIpcGetMemHandle, IpcHandle* handle, uint64_t address) COUNTED(cuIpcGetMemHandle, handle, address)
+DRIVER(cuIpcGetMemHandle, IpcHandle* handle, uint64_t address) UNSAFE_IN_CAPTURE(cuIpcGetMemHandle, handle, address)
 static int cuIpcGetMemHandle_(IpcHandle* handle, uint64_t address) {
     std::lock_guard lock(memory_lock);
     const auto found = allocations.find(address);
@@ -719,7 +864,7 @@ static int cuIpcGetMemHandle_(IpcHandle* handle, uint64_t address) {
 }
 
 DRIVER(cuIpcOpenMemHandle_v2, uint64_t* address, IpcHandle handle, unsigned flags)
-COUNTED(cuIpcOpenMemHandle_v2, address, handle, flags)
+UNSAFE_IN_CAPTURE(cuIpcOpenMemHandle_v2, address, handle, flags)
 static int cuIpcOpenMemHandle_v2_(uint64_t* address, IpcHandle handle, unsigned) {
     int process, number, device;
     size_t bytes;
@@ -735,5 +880,5 @@ static int cuIpcOpenMemHandle_v2_(uint64_t* address, IpcHandle handle, unsigned)
     return kSuccess;
 }
 
-DRIVER(cuIpcCloseMemHandle, uint64_t address) COUNTED(cuIpcCloseMemHandle, address)
+DRIVER(cuIpcCloseMemHandle, uint64_t address) UNSAFE_IN_CAPTURE(cuIpcCloseMemHandle, address)
 static int cuIpcCloseMemHandle_(uint64_t address) { return cuMemFree_v2_(address); }
