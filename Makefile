@@ -16,7 +16,7 @@ ARCH    := $(shell uname -m)
 GLIBC   := 2.28
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo perf bench transfer-bench host-bench check test gpu-test gpu-bench test-release test-torch release install uninstall clean
+.PHONY: help build demo perf bench transfer-bench host-bench check test gpu-pack gpu-test gpu-bench test-release test-torch release install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,8 +57,11 @@ test: ## every test that needs no GPU, the installed package included
 test-release: ## build a release and check that it needs no newer glibc than 2.28
 	@tests/run release
 
+gpu-pack: ## build all that gpu-test and gpu-bench run into build/card, for a machine with a card and nothing else
+	@tests/cuda/pack
+
 gpu-test: ## what needs a card: results, graphs, failures; says so where there is none
-	@tests/run gpu
+	@tests/cuda/card
 
 gpu-bench: ## times on a card, in graph replay, beside what the hardware allows; says so where there is none
 	@tests/cuda/bench

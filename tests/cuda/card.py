@@ -1,10 +1,11 @@
 """Says which CUDA devices there are, or why there are none, through the driver alone."""
 
 import ctypes
+import os
 import sys
 
 try:
-    driver = ctypes.CDLL("libcuda.so.1")
+    driver = ctypes.CDLL(os.environ.get("TUTTI_CUDA_LIBRARY", "libcuda.so.1"))
 except OSError as error:
     sys.exit(str(error))
 code = driver.cuInit(0)

@@ -312,19 +312,16 @@ using Word = std::atomic<unsigned>;
 
 /// See PING_PONG in benches/cuda.rs.
 std::function<void()> launch_ping_pong(void** parameters) {
-    Word* mine = *static_cast<Word**>(parameters[0]);
-    Word* theirs = *static_cast<Word**>(parameters[1]);
-    Word* lost = *static_cast<Word**>(parameters[2]);
-    const unsigned rounds = *static_cast<unsigned*>(parameters[3]), serves = *static_cast<unsigned*>(parameters[4]);
+    Word* word = *static_cast<Word**>(parameters[0]);
+    const unsigned first = *static_cast<unsigned*>(parameters[1]), trips = *static_cast<unsigned*>(parameters[2]);
     return [=] {
         unsigned looks = 0;
-        for (unsigned round = 1; round <= rounds; round++) {
-            if (serves != 0) theirs->store(round, std::memory_order_relaxed);
-            while (mine->load(std::memory_order_relaxed) != round) {
-                if (++looks > 1u << 24) return lost->store(1);
+        for (unsigned turn = first; turn < first + 2 * trips; turn += 2) {
+            while (word->load(std::memory_order_acquire) != turn) {
+                if (++looks > 1u << 24) return;
                 std::this_thread::yield();
             }
-            if (serves == 0) theirs->store(round, std::memory_order_relaxed);
+            word->store(turn + 1, std::memory_order_release);
         }
     };
 }
