@@ -960,6 +960,10 @@ mod tests {
             let nothing = Arguments { send: ptr::null(), recv: ptr::null_mut(), ..ok };
             refused(nothing.parse_letter(SIZE, false), "is NULL");
             assert!(Arguments { count: 0, ..nothing }.parse_letter(SIZE, false).is_ok());
+            refused(ok.parse_letter(SIZE, true), "tag is 7; messages of CUDA groups have no tags");
+            let stream = memory.as_mut_ptr().cast();
+            let on_stream = Arguments { tag: 0, stream, ..ok }.parse_letter(SIZE, true).unwrap();
+            assert_eq!(on_stream.stream(), stream);
         }
     }
 
