@@ -1,7 +1,7 @@
 //! Memory that the ranks of a group read in place.
 //!
-//! Ranks of one host map it from one memfd; those of a CUDA group get memory of their devices (`cuda`). Ranks that cannot share memory get their own: it serves like any other, so a
-//! program need not know where it runs.
+//! Ranks of one host map it from one memfd; those of a CUDA group get memory of their devices (`cuda`). Ranks that cannot
+//! share memory get their own: it serves like any other, so a program need not know where it runs.
 
 use std::sync::Arc;
 
