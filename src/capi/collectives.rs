@@ -290,7 +290,7 @@ pub unsafe extern "C" fn tutti_barrier(group: *mut tutti_group_t, stream: *mut c
 ///
 /// On a CUDA group messages go through the host: what is on the stream is waited for, the message is copied out, and the
 /// call returns as above; a receive returns when its copy to the device is enqueued. Neither can be captured. Tags are 0
-/// there. Messages to one rank keep their order, whatever their streams.
+/// there. Messages to one rank keep their order, whatever streams they leave by.
 ///
 /// Stream, batches, threads and deadlines: see "Collective calls". Returns what tutti_all_reduce returns.
 #[unsafe(no_mangle)]

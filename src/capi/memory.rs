@@ -15,13 +15,14 @@ use crate::group::free_memory;
 /// then writes *memory.
 ///
 /// bytes: any number; 0 gives memory too. *memory gets the address of this rank's part: zeroed, at a page of its own, for
-/// any offset and any number of buffers. It outlives the group until tutti_mem_free. Where ranks cannot share memory
+/// any offset and any number of buffers (on a CUDA group aligned as the driver aligns). It outlives the group until tutti_mem_free. Where ranks cannot share memory
 /// (several hosts, devices that do not reach each other) it is ordinary memory. No flag needs to be passed with calls.
 ///
 /// CPU groups: memory of the host; the buffers of all ranks must lie in memory of one such call, which ranks find out in
 /// each. CUDA groups: memory of the rank's device, of which the kernels of "pull" read as much as there is, on whichever
-/// ranks and in captured calls, too. With TUTTI_CALL_REGISTERED a large call there is one launch; else it is one for every
-/// 16 MiB, since other ranks may have to copy theirs. Allocating waits for nothing that is enqueued, but the driver may.
+/// ranks and in captured calls, too. With TUTTI_CALL_REGISTERED a large call there is one launch (but for all_reduce by
+/// "pull/one_shot"); else it is one for every 16 MiB, since other ranks may have to copy theirs. Allocating waits for nothing
+/// that is enqueued, but the driver may.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT; TUTTI_INVALID_USAGE; TUTTI_MISMATCH (other bytes on another rank);
 /// TUTTI_OUT_OF_MEMORY, on all ranks alike; TUTTI_TIMEOUT, TUTTI_PEER_LOST, TUTTI_ABORTED. A failed allocation leaves the
@@ -45,8 +46,8 @@ pub unsafe extern "C" fn tutti_mem_alloc(
 
 /// Frees memory of tutti_mem_alloc. Local; any thread. No call may be using it, on a CUDA group neither one that is enqueued
 /// nor one in a graph that will be replayed. Freeing NULL succeeds. Memory of a device stays with the group, since peers
-/// may go on with theirs: what all ranks have freed is what its next allocation of that size gives, and when the
-/// process has no CUDA group any more it goes back to the device.
+/// may go on with theirs: what all ranks have freed serves the group's later allocations of about that size, and when
+/// the process has no CUDA group any more it goes back to the device.
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc, or freed already); TUTTI_INVALID_USAGE
 /// (forked process).

@@ -122,8 +122,8 @@ pub const TUTTI_FLAG_ALLOW_UNAUTHENTICATED: u32 = 2;
 
 /// Flag of tutti_all_reduce_mode and tutti_explain: the call is made while its stream is captured.
 pub const TUTTI_CALL_CAPTURED: u32 = 1;
-/// Call flag: on every rank, send and recv are memory of tutti_mem_alloc. All ranks must say the same. On a CUDA group a
-/// rank whose buffers are not gets TUTTI_INVALID_ARGUMENT.
+/// Call flag: on every rank, send and recv are memory of tutti_mem_alloc. All ranks must say the same. On a CUDA group
+/// with "pull" a rank whose buffers are not gets TUTTI_INVALID_ARGUMENT.
 pub const TUTTI_CALL_REGISTERED: u32 = 2;
 
 /// Flag of a tensor in a dict: every rank of a replicating group sends all of it, because they hold different values.

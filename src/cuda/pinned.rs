@@ -7,7 +7,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{device::Device, driver, lane::Mark, memory};
-use crate::{bootstrap::mapping::Mapping, error::Result};
+use crate::{
+    bootstrap::mapping::Mapping,
+    error::{Error, Result},
+};
 
 /// The unit in which it grows.
 const GROWTH: usize = 1 << 20;
@@ -55,7 +58,7 @@ impl Pinned {
     /// Grows to `bytes`; what was in it is lost.
     pub fn make_room(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.block.as_ref().map_or(0, |block| block.length) {
-            *self = Pinned::with(self.device, bytes.max(GROWTH).next_power_of_two())?;
+            *self = Pinned::with(self.device, bytes.max(GROWTH))?;
         }
         Ok(())
     }
@@ -105,13 +108,21 @@ impl Drop for Leftovers {
         spare.is_watched = false;
         let blocks = std::mem::take(&mut spare.blocks);
         drop(spare);
-        drop(blocks);
+        for block in blocks {
+            // What a device still copies from or to stays, rather than let the driver wait without end.
+            if !matches!(block.is_at_rest(), Ok(true)) {
+                log::info!(target: "tutti::cuda", "{} bytes of host memory stay: a copy goes on", block.length);
+                std::mem::forget(block);
+            }
+        }
     }
 }
 
 impl Block {
     fn register(device: &'static Device, bytes: usize) -> Result<Block> {
-        let length = bytes.max(1).next_multiple_of(page());
+        // Doubling, so that all blocks together are at most twice the largest for whoever needs more and more.
+        let length = bytes.max(page()).checked_next_power_of_two();
+        let length = length.ok_or_else(|| Error::OutOfMemory(format!("{bytes} bytes of host memory for {device}")))?;
         let mapping = Mapping::private(length)?;
         let _entered = device.enter()?;
         // SAFETY: the memory is ours, and mapped until it is unregistered.

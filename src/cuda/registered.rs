@@ -35,6 +35,10 @@ use crate::{
 
 /// How often ranks try to agree on a row.
 const ATTEMPTS: u32 = 8;
+/// Memory that is used again may be so many times larger than needed, or than what devices give at least.
+const WASTE: u64 = 4;
+/// See [`WASTE`].
+const LEAST: u64 = 2 << 20;
 
 /// Allocates `bytes` on the device of every member. Collective. What it gives is to be handed out at once.
 pub async fn allocate(members: Arc<Members>, bytes: usize, deadline: Option<Instant>) -> Result<Given> {
@@ -54,14 +58,13 @@ pub async fn allocate(members: Arc<Members>, bytes: usize, deadline: Option<Inst
 /// Memory on its way to the caller; dropped, it is freed again.
 pub struct Given {
     region: Arc<Region>,
-    /// `None` where nobody else reaches it.
-    registry: Option<Weak<Registry>>,
+    registry: Weak<Registry>,
 }
 
 impl Given {
     /// This rank's part, the caller's until it is freed with [`regions::take_back`].
     pub fn hand_out(self) -> *mut u8 {
-        if let Some(registry) = self.registry.as_ref().and_then(Weak::upgrade) {
+        if let Some(registry) = self.registry.upgrade() {
             registry.open(&self.region);
         }
         let start = self.region.start() as *mut u8;
@@ -72,7 +75,7 @@ impl Given {
 
 impl Drop for Given {
     fn drop(&mut self) {
-        if let Some(registry) = self.registry.as_ref().and_then(Weak::upgrade) {
+        if let Some(registry) = self.registry.upgrade() {
             registry.close(&self.region);
         }
     }
@@ -129,6 +132,8 @@ struct Held {
     /// The rows that are in use, or may come to be.
     rows: BTreeSet<u32>,
     regions: Vec<Arc<Region>>,
+    /// Freed memory that nobody else reaches.
+    loose: Vec<Arc<Region>>,
     directories: Vec<Weak<Directory>>,
 }
 
@@ -183,14 +188,28 @@ impl Registry {
 
     fn open(&self, region: &Region) {
         let held = self.lock();
+        if region.row.is_none() {
+            return;
+        }
         directories_of(&held, region)
             .for_each(|directory| directory.open(region.slot(), region.start(), region.bytes()));
     }
 
-    fn close(&self, region: &Region) {
-        let held = self.lock();
+    fn close(&self, region: &Arc<Region>) {
+        let mut held = self.lock();
+        if region.row.is_none() {
+            return held.loose.push(region.clone());
+        }
         directories_of(&held, region).for_each(|directory| directory.close(region.slot()));
         region.is_free.store(true, Ordering::Relaxed);
+    }
+
+    /// Freed memory that nobody else reaches, if some fits.
+    fn loose(&self, bytes: u64) -> Option<Arc<Region>> {
+        let loose = &mut self.lock().loose;
+        let fitting = (0..loose.len()).filter(|at| is_fit(loose[*at].bytes(), bytes));
+        let best = fitting.min_by_key(|at| loose[*at].bytes())?;
+        Some(loose.swap_remove(best))
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -274,8 +293,8 @@ enum Place {
     Again(Arc<Region>),
     /// In a new one with this row.
     New(Row, Arc<Directory>),
-    /// In memory that is not registered, for this reason.
-    Ordinary(&'static str),
+    /// In memory that is not registered, as the ranks do not read each other's.
+    Ordinary,
 }
 
 async fn allocate_in(
@@ -287,7 +306,8 @@ async fn allocate_in(
     let lane = Lane::of(members, device);
     let registry = &lane.registry;
     let place = agree_on_place(session, members, &lane, bytes as u64).await?;
-    let (is_new, is_shared) = (matches!(place, Place::New(..)), !matches!(place, Place::Ordinary(_)));
+    let is_new = matches!(place, Place::New(..));
+    let mut is_again = matches!(place, Place::Again(_));
     let made = match place {
         Place::Again(region) => Ok(region),
         Place::New(row, directory) => {
@@ -296,16 +316,19 @@ async fn allocate_in(
             let is_free = AtomicBool::new(false);
             shared.map(|parts| Arc::new(Region { row: Some(row), ranks, parts, mine, is_free }))
         }
-        Place::Ordinary(why) => {
+        Place::Ordinary => {
+            let why = "its ranks do not read each other's memory";
             log::info!(target: "tutti::cuda", "group {:?} gets memory that is not registered: {why}", members.name());
-            ordinary(device, bytes as u64)
+            let loose = registry.loose(bytes as u64);
+            is_again = loose.is_some();
+            loose.map_or_else(|| ordinary(device, bytes as u64), Ok)
         }
     };
-    let given = made.map(|region| Given { region, registry: is_shared.then(|| Arc::downgrade(registry)) });
-    let ready = given.as_ref().map_err(Clone::clone).and_then(|given| match (is_new, is_shared) {
+    let given = made.map(|region| Given { region, registry: Arc::downgrade(registry) });
+    let ready = given.as_ref().map_err(Clone::clone).and_then(|given| match (is_new, is_again) {
         (true, _) => registry.keep(&given.region),
-        (false, true) => device.fill(given.region.start(), 0, given.region.bytes() as usize),
-        (false, false) => Ok(()),
+        (_, true) => device.fill(given.region.start(), 0, given.region.bytes() as usize),
+        _ => Ok(()),
     });
     // Until all ranks have filled their tables, no rank may use its part.
     let trouble = ready.as_ref().err().map(Error::to_string).unwrap_or_default();
@@ -332,7 +355,7 @@ async fn agree_on_place(session: &mut Session, members: &Arc<Members>, lane: &La
         check_sizes(members, bytes, &all)?;
         // Whether the group has directories is the same on all ranks.
         let Some(directory) = lane.directory() else {
-            return Ok(Place::Ordinary("its ranks do not read each other's memory"));
+            return Ok(Place::Ordinary);
         };
         if let Some(slot) = free_on_all(&all, bytes) {
             let region = offer.take(slot);
@@ -340,7 +363,7 @@ async fn agree_on_place(session: &mut Session, members: &Arc<Members>, lane: &La
         }
         let slot = all.iter().map(|wish| wish.next).max().unwrap_or(u32::MAX);
         if !Directory::has_room_for(slot) {
-            return Ok(Place::Ordinary("all rows for registered memory are taken"));
+            return Err(Error::OutOfMemory("all rows for registered memory are taken".into()));
         }
         let row = Row::take(registry, slot);
         if say(session, &row.is_some()).await?.into_iter().all(|taken| taken)
@@ -349,7 +372,7 @@ async fn agree_on_place(session: &mut Session, members: &Arc<Members>, lane: &La
             return Ok(Place::New(row, directory));
         }
     }
-    Ok(Place::Ordinary("others of its ranks' groups allocate at the same time"))
+    Err(Error::OutOfMemory("too many groups of these ranks allocate at the same time: try again".into()))
 }
 
 fn check_sizes(members: &Members, bytes: u64, all: &[Wish]) -> Result<()> {
@@ -366,11 +389,16 @@ fn check_sizes(members: &Members, bytes: u64, all: &[Wish]) -> Result<()> {
     ))
 }
 
-/// The smallest region that all ranks have freed and that is large enough.
+/// Whether memory may serve again for so many bytes: a little one may not take a large one.
+fn is_fit(has: u64, bytes: u64) -> bool {
+    has >= bytes && has <= bytes.max(LEAST).saturating_mul(WASTE)
+}
+
+/// The smallest region that all ranks have freed and that fits.
 fn free_on_all(all: &[Wish], bytes: u64) -> Option<u32> {
     let (first, others) = all.split_first()?;
     let fits = |(slot, has): &&(u32, u64)| {
-        *has >= bytes && others.iter().all(|wish| wish.free.iter().any(|(other, _)| other == slot))
+        is_fit(*has, bytes) && others.iter().all(|wish| wish.free.iter().any(|(other, _)| other == slot))
     };
     first.free.iter().filter(fits).min_by_key(|(slot, has)| (*has, *slot)).map(|(slot, _)| *slot)
 }
@@ -394,5 +422,10 @@ mod tests {
         assert_eq!(free_on_all(&all, 201), Some(2));
         assert_eq!(free_on_all(&all, 401), None);
         assert_eq!(free_on_all(&all, 10), Some(1));
+        let large = [wish(&[(1, 8 << 20), (2, (8 << 20) + 1)]), wish(&[(1, 8 << 20), (2, (8 << 20) + 1)])];
+        assert_eq!(free_on_all(&large, 100), Some(1));
+        assert_eq!(free_on_all(&large[..1], (2 << 20) + 1), Some(1));
+        let waste = [wish(&[(2, (8 << 20) + 1)]), wish(&[(2, (8 << 20) + 1)])];
+        assert_eq!(free_on_all(&waste, 100), None, "it would keep a large one for little");
     }
 }

@@ -392,7 +392,11 @@ fn where_ranks_do_not_read_each_other_the_memory_is_ordinary() {
         streams.iter().for_each(OwnStream::wait);
         let sum = devices.len() as f32;
         assert!(read(0, memory[0], 20_000) == sum.to_le_bytes().repeat(5000));
-        memory.into_iter().for_each(free);
+        memory.iter().copied().for_each(free);
+        let again: Vec<_> = allocate_on_all(&groups, 30_000).into_iter().map(Result::unwrap).collect();
+        assert_eq!(again, memory, "what was freed serves again");
+        assert!(read(0, again[0], 30_000).iter().all(|byte| *byte == 0), "cleared");
+        again.into_iter().for_each(free);
     }
 }
 

@@ -11,7 +11,7 @@ use std::{collections::VecDeque, sync::Arc};
 use super::{
     super::lane::{Lane, Mark},
     super::pinned::Pinned,
-    transfer,
+    refuse_capture, transfer,
 };
 use crate::{
     communicator::{
@@ -155,6 +155,7 @@ impl Letters {
             _ => 0,
         };
         if came > 0 {
+            refuse_capture(&self.lane, letter.stream())?;
             let mut admitted = self.lane.resume()?;
             let (to, from) = (letter.memory() as u64, message.start() as u64);
             transfer(&self.lane, &mut admitted, to, from, came, letter.stream())?;

@@ -200,6 +200,7 @@ impl Communication {
 
     /// The third step.
     fn copy_in(&mut self, home: &Home) -> Result<()> {
+        refuse_capture(&self.lane, home.stream)?;
         let mut admitted = self.lane.resume()?;
         for copy in &home.copies {
             let from = self.back.start() as u64 + copy.host as u64;
@@ -335,6 +336,16 @@ fn packed(memory: *const u8, parts: &[Part], is_one: bool) -> (Vec<Part>, Vec<Co
     });
     let packed = packed.collect();
     (packed, copies, at)
+}
+
+/// A stream whose capture has begun since it was given would get the copy home into its graph, and not now.
+fn refuse_capture(lane: &Lane, stream: driver::Stream) -> Result<()> {
+    match lane.device.is_capturing(stream)? {
+        false => Ok(()),
+        true => Err(Error::usage(
+            "the stream of a call that goes through the host is captured before the call is over: wait for it first",
+        )),
+    }
 }
 
 /// A copy between host and device, either way.
