@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tutti::{
-    config::{GroupOptions, Timeout, WorldOptions},
+    config::{GroupOptions, Selection, Timeout, WorldOptions},
     dtype::{Collective, DType, Op},
     error::Status,
     group::Group,
@@ -11,7 +11,7 @@ use tutti::{
 
 use crate::{
     machine::{Buffer, OwnStream, call, descriptor, patience, world, world_with},
-    stub::{finish, is_stub, on_card, on_stub_or_card, ordinal, this_test},
+    stub::{finish, is_stub, last_deadline, on_card, on_stub, on_stub_or_card, ordinal, this_test},
 };
 
 fn what() -> tutti::communicator::Descriptor {
@@ -53,6 +53,74 @@ fn devices_still_work() {
     }
     streams.iter().for_each(OwnStream::wait);
     buffers.iter().for_each(|buffer| assert_eq!(buffer.read(), 2_f32.to_le_bytes().repeat(64)));
+}
+
+#[test]
+fn a_rank_that_does_not_come_to_a_replay_is_named_in_time_and_the_device_goes_on() {
+    if !on_stub_or_card("failures::a_rank_that_does_not_come_to_a_replay_is_named_in_time_and_the_device_goes_on") {
+        return;
+    }
+    const DEADLINE: Duration = Duration::from_secs(2);
+    // On the stub every lane is a thread of a machine that may be busy.
+    let bound = if on_card() && !is_stub() { DEADLINE + Duration::from_millis(500) } else { Duration::from_secs(60) };
+    for communicators in ["push", "pull"] {
+        let communicators = Selection::parse(communicators).unwrap();
+        let options = GroupOptions { communicators, timeout: Timeout::After(DEADLINE), ..GroupOptions::default() };
+        let groups = world_with(&[0, 1], options).unwrap();
+        let streams = [0, 1].map(OwnStream::new);
+        let buffers = [0, 1].map(|device| Buffer::with(device, &1_f32.to_le_bytes().repeat(64)));
+        let graphs = [0, 1].map(|rank: usize| {
+            streams[rank].capture(|| {
+                let call = call(what(), buffers[rank].address, buffers[rank].address, &streams[rank]);
+                (0..3).for_each(|_| groups[rank].run(call, Timeout::Default).unwrap());
+            })
+        });
+        (0..2).for_each(|rank| streams[rank].replay(&graphs[rank]));
+        streams.iter().for_each(OwnStream::wait);
+        groups.iter().for_each(|group| group.check().unwrap());
+        buffers.iter().for_each(|buffer| assert_eq!(buffer.read(), 8_f32.to_le_bytes().repeat(64)));
+
+        let since = Instant::now();
+        streams[0].replay(&graphs[0]);
+        streams[0].wait();
+        let elapsed = since.elapsed();
+        assert!((DEADLINE..bound).contains(&elapsed), "a graph of three calls ended after {elapsed:?}");
+        for group in &groups {
+            let error = group.check().unwrap_err();
+            assert_eq!(error.status(), Status::Timeout, "{error}");
+            assert!(error.to_string().contains("rank 1 did not arrive on the device within 2.0 s"), "{error}");
+            assert_eq!(group.failure().unwrap().rank, Some(1));
+        }
+        // Who comes too late, or again, does not wait.
+        let since = Instant::now();
+        (0..2).for_each(|rank| streams[rank].replay(&graphs[rank]));
+        streams.iter().for_each(OwnStream::wait);
+        assert!(since.elapsed() < bound - DEADLINE, "{:?}", since.elapsed());
+        devices_still_work();
+    }
+}
+
+#[test]
+fn a_call_without_a_deadline_has_one_of_a_day_on_the_device() {
+    if !on_stub("failures::a_call_without_a_deadline_has_one_of_a_day_on_the_device", &[]) {
+        return;
+    }
+    for communicators in ["push", "pull"] {
+        let groups = world(&[0, 1], communicators).unwrap();
+        let streams = [0, 1].map(OwnStream::new);
+        let buffers = [0, 1].map(|device| Buffer::with(device, &1_f32.to_le_bytes().repeat(64)));
+        for (timeout, wanted) in
+            [(Timeout::Never, 24 * 3600), (Timeout::After(Duration::MAX), 24 * 3600), (Timeout::Default, 600)]
+        {
+            for rank in 0..2 {
+                let call = call(what(), buffers[rank].address, buffers[rank].address, &streams[rank]);
+                groups[rank].run(call, timeout).unwrap();
+                assert_eq!(last_deadline(), Duration::from_secs(wanted));
+            }
+        }
+        streams.iter().for_each(OwnStream::wait);
+        buffers.iter().for_each(|buffer| assert_eq!(buffer.read(), 8_f32.to_le_bytes().repeat(64)));
+    }
 }
 
 #[test]

@@ -128,6 +128,15 @@ pub(crate) fn fail_next(function: &str, code: i32) {
     assert_eq!(known, 1, "{function}");
 }
 
+/// How long the kernel that was launched last waits at most.
+pub(crate) fn last_deadline() -> Duration {
+    // SAFETY: the stub's function takes nothing and returns a number.
+    unsafe {
+        let deadline: Symbol<unsafe extern "C" fn() -> u64> = library().get(c"stub_last_deadline_ns").unwrap();
+        Duration::from_nanos(deadline())
+    }
+}
+
 /// The stub, as the library under test has loaded it.
 pub(crate) fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();

@@ -349,6 +349,10 @@ extern "C" int stub_fail(const char* name, int code) {
     return 0;
 }
 
+/// How long the kernel that was launched last waits at most.
+std::atomic<unsigned long> last_deadline_ns{0};
+extern "C" unsigned long stub_last_deadline_ns() { return last_deadline_ns; }
+
 // ---- the driver ----
 
 DRIVER(cuInit, unsigned flags) COUNTED(cuInit, flags)
@@ -468,6 +472,7 @@ static int cuLaunchKernelEx_(const LaunchConfig* config, Function* function, voi
     if (does_nothing()) return kSuccess;
     if (function->other != nullptr) return enqueue(config->stream, function->other(parameters));
     const Params params = *static_cast<const Params*>(parameters[0]);
+    last_deadline_ns = params.timeout_ns;
     const unsigned blocks = config->grid[0], threads = config->block[0];
     return enqueue(config->stream, [=] {
         std::vector<machine::Stream> streams(1);
