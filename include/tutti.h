@@ -1990,9 +1990,10 @@ tutti_status_t tutti_queue_destroy(tutti_queue_t *queue);
 /// such memory are not copied on their way. Collective, with equal `bytes` on all ranks; may stand in a batch, whose end
 /// then writes *memory.
 ///
-/// bytes: any number; 0 gives memory too. *memory gets the address of this rank's part: zeroed, at a page of its own, for
-/// any offset and any number of buffers (on a CUDA group aligned as the driver aligns). It outlives the group until tutti_mem_free. Where ranks cannot share memory
-/// (several hosts, devices that do not reach each other) it is ordinary memory. No flag needs to be passed with calls.
+/// bytes: any number; 0 gives memory too. *memory gets the address of this rank's part: zeroed, for any offset and any
+/// number of buffers; at a page of its own, or on a CUDA group where the driver puts it. It outlives the group until
+/// tutti_mem_free. Where ranks cannot share memory (several hosts, devices that do not reach each other) it is ordinary
+/// memory. No flag needs to be passed with calls.
 ///
 /// CPU groups: memory of the host; the buffers of all ranks must lie in memory of one such call, which ranks find out in
 /// each. CUDA groups: memory of the rank's device, of which the kernels of "pull" read as much as there is, on whichever
@@ -2012,7 +2013,8 @@ tutti_status_t tutti_mem_alloc(tutti_group_t *group,
 /// Frees memory of tutti_mem_alloc. Local; any thread. No call may be using it, on a CUDA group neither one that is enqueued
 /// nor one in a graph that will be replayed. Freeing NULL succeeds. Memory of a device stays with the group, since peers
 /// may go on with theirs: what all ranks have freed serves the group's later allocations of about that size, and when
-/// the process has no CUDA group any more it goes back to the device.
+/// the process has no CUDA group any more it goes back to the device (what was lent to other processes by an IPC handle,
+/// when the process ends).
 ///
 /// Returns TUTTI_SUCCESS; TUTTI_INVALID_ARGUMENT (not memory of tutti_mem_alloc, or freed already); TUTTI_INVALID_USAGE
 /// (forked process).

@@ -58,6 +58,11 @@ pub struct Buffers {
     pub registered: bool,
 }
 
+impl Buffers {
+    /// None.
+    pub const NONE: Buffers = Buffers { send: (std::ptr::null(), 0), recv: (std::ptr::null(), 0), registered: false };
+}
+
 /// What works for a group where no thread of the host waits for it: on a device. It is asked for failures it has met,
 /// and told of those that the host knows.
 pub trait Outpost: Any + Send + Sync {

@@ -186,6 +186,13 @@ pub struct Way {
     pub registered: u8,
 }
 
+impl Row {
+    /// The row of a communicator that has one algorithm for each of [`Carries`], in its order.
+    pub fn only(collective: Collective) -> Self {
+        Row { up_to: u64::MAX, way: Way::of(Carries::of(collective) as u8) }
+    }
+}
+
 impl Way {
     /// The same for buffers of any kind.
     pub const fn of(algorithm: u8) -> Self {

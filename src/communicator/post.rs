@@ -49,6 +49,12 @@ pub trait Post: Send {
     /// Goes on with all letters. `Moved` too while one that is over was not collected; never `Done`.
     fn poll(&mut self) -> Result<Progress>;
 
+    /// Whether a letter is a send whose message this rank's own stream has still to yield: its peer is not at fault then.
+    fn is_leaving(&self, key: u32) -> bool {
+        let _ = key;
+        false
+    }
+
     /// A letter that is over and how it ended; its key is free then.
     fn collect(&mut self) -> Option<(u32, Delivery)>;
 

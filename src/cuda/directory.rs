@@ -21,7 +21,7 @@ use super::{
 use crate::error::Result;
 
 /// Rows of a table. The first is no row: location 0 is "on my stage".
-const SLOTS: u32 = 1024;
+pub(super) const SLOTS: u32 = 1024;
 /// Bytes of a table.
 pub(super) const BYTES: u64 = SLOTS as u64 * ROW;
 /// Bytes of a row.
@@ -63,11 +63,6 @@ impl Directory {
             own: RwLock::default(),
             memory: Some(memory),
         }
-    }
-
-    /// Whether a table has such a row.
-    pub(super) fn has_room_for(slot: u32) -> bool {
-        slot < SLOTS
     }
 
     /// Where kernels find the table.

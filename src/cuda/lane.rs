@@ -67,6 +67,8 @@ const PER_THREAD: usize = 2;
 const NO_CALL: u64 = u64::MAX;
 /// Instead of a deadline in milliseconds: calls had different ones.
 const DIFFERENT: u64 = u64::MAX - 1;
+/// How long whoever waits for a device looks away: it rings no bell.
+pub const GLANCE: Duration = Duration::from_micros(20);
 /// Allocations that are remembered.
 const REMEMBERED: usize = 16;
 

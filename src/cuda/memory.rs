@@ -94,20 +94,15 @@ impl Memory {
             Way::Descriptors => Memory::map_new(device, bytes as usize)?,
             Way::Plain | Way::Handles => Memory::allocate(device, bytes as usize)?,
         };
-        let descriptor = match memory.origin {
-            Origin::Mapped(physical) => Some(export(device, physical)?),
-            _ => None,
-        };
-        let mut handle = IpcHandle([0; 64]);
-        if way == Way::Handles {
-            // SAFETY: `handle` is writable and the address an allocation's.
-            unsafe { device.driver.ipc_get_handle(&mut handle, memory.address) }
-                .map_err(|error| error.during(format_args!("a handle for other processes on {device}")))?;
-            memory.origin = Origin::Lent;
-        }
-        let memory = Arc::new(memory);
         drop(entered);
-        device.fill(memory.address, 0, memory.bytes)?;
+        let (descriptor, handle) = match memory.prepare(way) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                park(Box::new(memory));
+                return Err(error);
+            }
+        };
+        let memory = Arc::new(memory);
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = shared.get_or_insert_default();
@@ -115,6 +110,25 @@ impl Memory {
         shared.insert(key, Arc::downgrade(&memory));
         let ticket = Ticket { address: memory.address, bytes: memory.bytes as u64, key, handle: handle.0.to_vec() };
         Ok((memory, ticket, descriptor))
+    }
+
+    /// Readies new memory for peers, and clears it.
+    fn prepare(&mut self, way: Way) -> Result<(Option<OwnedFd>, IpcHandle)> {
+        let device = self.device;
+        let _entered = device.enter()?;
+        let descriptor = match self.origin {
+            Origin::Mapped(physical) => Some(export(device, physical)?),
+            _ => None,
+        };
+        let mut handle = IpcHandle([0; 64]);
+        if way == Way::Handles {
+            // SAFETY: `handle` is writable and the address an allocation's.
+            unsafe { device.driver.ipc_get_handle(&mut handle, self.address) }
+                .map_err(|error| error.during(format_args!("a handle for other processes on {device}")))?;
+            self.origin = Origin::Lent;
+        }
+        device.fill(self.address, 0, self.bytes)?;
+        Ok((descriptor, handle))
     }
 
     /// A peer's memory, for the kernels of `device`. `here`: the peer is in this process.
@@ -198,14 +212,14 @@ impl Memory {
             flags: [0; 8],
         };
         let (mut unit, mut physical) = (0, 0);
-        // SAFETY: everything pointed to is there for the calls.
-        let made = unsafe {
-            device.driver.mem_get_granularity(&mut unit, &properties, 0).and_then(|()| {
-                let bytes = bytes.next_multiple_of(unit.max(1));
-                device.driver.mem_create(&mut physical, bytes, &properties, 0).map(|()| bytes)
-            })
-        };
-        let bytes = made.map_err(|error| error.during(what(bytes, device)))?;
+        // SAFETY: everything pointed to is there for the call.
+        unsafe { device.driver.mem_get_granularity(&mut unit, &properties, 0) }
+            .map_err(|error| error.during(what(bytes, device)))?;
+        let rounded = bytes.checked_next_multiple_of(unit.max(1));
+        let bytes = rounded.ok_or_else(|| Error::OutOfMemory(what(bytes, device)))?;
+        // SAFETY: as above.
+        unsafe { device.driver.mem_create(&mut physical, bytes, &properties, 0) }
+            .map_err(|error| error.during(what(bytes, device)))?;
         Memory::map(device, physical, bytes)
     }
 
@@ -258,6 +272,30 @@ impl Drop for Memory {
         };
         if let Err(error) = freed {
             log::warn!(target: "tutti::cuda", "{} bytes on {} are not given back: {error}", self.bytes, self.device);
+        }
+    }
+}
+
+/// Memory on its way to a group; what does not get there is parked.
+#[derive(Default)]
+pub(super) struct Underway(Vec<Arc<Memory>>);
+
+impl Underway {
+    /// One more.
+    pub(super) fn push(&mut self, memory: Arc<Memory>) {
+        self.0.push(memory);
+    }
+
+    /// It has arrived.
+    pub(super) fn take(&mut self) -> Vec<Arc<Memory>> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            park(Box::new(self.take()));
         }
     }
 }

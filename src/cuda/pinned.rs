@@ -29,8 +29,11 @@ impl Pinned {
         Pinned { device, block: None }
     }
 
-    /// Of at least `bytes`.
+    /// Of at least `bytes`; nothing for none.
     pub fn with(device: &'static Device, bytes: usize) -> Result<Self> {
+        if bytes == 0 {
+            return Ok(Pinned::new(device));
+        }
         let block = match Block::left_over(device, bytes) {
             Some(block) => block,
             None => Block::register(device, bytes)?,
@@ -43,10 +46,20 @@ impl Pinned {
         self.block.as_ref().map_or(std::ptr::dangling_mut(), Block::start)
     }
 
+    /// To be called before copies are enqueued: the device may copy from it or to it, and nobody else gets it, until
+    /// [`Pinned::keep_until`] has said how long. If that fails, it is for good.
+    pub fn keep(&mut self) {
+        self.set(Use::Unsettled);
+    }
+
     /// Until a mark is passed, the device may copy from it or to it: nobody else gets it before.
     pub fn keep_until(&mut self, mark: &Arc<Mark>) {
+        self.set(Use::Until(mark.clone()));
+    }
+
+    fn set(&mut self, use_: Use) {
         if let Some(block) = &mut self.block {
-            block.busy = Some(mark.clone());
+            block.use_ = use_;
         }
     }
 
@@ -83,7 +96,16 @@ struct Block {
     device: &'static Device,
     mapping: Arc<Mapping>,
     length: usize,
-    busy: Option<Arc<Mark>>,
+    use_: Use,
+}
+
+/// What the device does with a block.
+enum Use {
+    Rest,
+    /// Copies, nobody knows how long.
+    Unsettled,
+    /// Copies that are over when the mark is passed.
+    Until(Arc<Mark>),
 }
 
 /// What nobody needs.
@@ -131,7 +153,7 @@ impl Block {
             device.driver.mem_host_register(host, length, driver::HOST_PORTABLE_MAPPED)
         }
         .map_err(|error| error.during(format_args!("{length} bytes of host memory for {device}")))?;
-        Ok(Block { device, mapping, length, busy: None })
+        Ok(Block { device, mapping, length, use_: Use::Rest })
     }
 
     /// The smallest spare one that will do.
@@ -148,7 +170,11 @@ impl Block {
     }
 
     fn is_at_rest(&self) -> Result<bool> {
-        self.busy.as_ref().map_or(Ok(true), |mark| mark.is_passed())
+        match &self.use_ {
+            Use::Rest => Ok(true),
+            Use::Unsettled => Ok(false),
+            Use::Until(mark) => mark.is_passed(),
+        }
     }
 
     fn start(&self) -> *mut u8 {

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     device::Device,
-    directory::Directory,
+    directory::{self, Directory},
     lane::Lane,
     memory::{self, Memory},
     sharing::say,
@@ -167,10 +167,13 @@ impl Registry {
         Ok(())
     }
 
-    /// The first row from `from` on that is not in use.
-    fn next(&self, from: u32) -> u32 {
-        let held = self.lock();
-        (from..).find(|slot| !held.rows.contains(slot)).unwrap_or(u32::MAX)
+    /// Which rows are in use, one bit each.
+    fn rows(&self) -> Vec<u64> {
+        let mut bits = vec![0_u64; directory::SLOTS.div_ceil(64) as usize];
+        for slot in self.lock().rows.iter().map(|slot| *slot as usize) {
+            bits[slot / 64] |= 1 << (slot % 64);
+        }
+        bits
     }
 
     /// Keeps a new region, and fills its row in the tables of all its groups.
@@ -272,8 +275,7 @@ impl Offer {
 
 impl Drop for Offer {
     fn drop(&mut self) {
-        let _held = self.registry.lock();
-        self.regions.iter().for_each(|region| region.is_free.store(true, Ordering::Relaxed));
+        self.regions.iter().for_each(|region| self.registry.close(region));
     }
 }
 
@@ -281,8 +283,8 @@ impl Drop for Offer {
 #[derive(Serialize, Deserialize)]
 struct Wish {
     bytes: u64,
-    /// A row that is free here.
-    next: u32,
+    /// Which rows are in use here, one bit each.
+    rows: Vec<u64>,
     /// Rows and bytes of regions of these ranks that it has freed.
     free: Vec<(u32, u64)>,
 }
@@ -307,31 +309,26 @@ async fn allocate_in(
     let registry = &lane.registry;
     let place = agree_on_place(session, members, &lane, bytes as u64).await?;
     let is_new = matches!(place, Place::New(..));
-    let mut is_again = matches!(place, Place::Again(_));
-    let made = match place {
-        Place::Again(region) => Ok(region),
+    let cleared = |region: Arc<Region>| (device.fill(region.start(), 0, bytes), Ok(region));
+    let (filled, made) = match place {
+        Place::Again(region) => cleared(region),
         Place::New(row, directory) => {
-            let shared = directory.sharing.share(session, device, bytes as u64).await?;
+            let parts = directory.sharing.share(session, device, bytes as u64).await?;
+            // The same on all ranks, and so without another word.
+            let parts = parts.map_err(|error| Error::OutOfMemory(error.to_string()))?;
             let (ranks, mine) = (members.world_ranks().to_vec(), members.rank() as usize);
-            let is_free = AtomicBool::new(false);
-            shared.map(|parts| Arc::new(Region { row: Some(row), ranks, parts, mine, is_free }))
+            let region = Arc::new(Region { row: Some(row), ranks, parts, mine, is_free: AtomicBool::new(false) });
+            (registry.keep(&region), Ok(region))
         }
         Place::Ordinary => {
             let why = "its ranks do not read each other's memory";
             log::info!(target: "tutti::cuda", "group {:?} gets memory that is not registered: {why}", members.name());
-            let loose = registry.loose(bytes as u64);
-            is_again = loose.is_some();
-            loose.map_or_else(|| ordinary(device, bytes as u64), Ok)
+            registry.loose(bytes as u64).map_or_else(|| (Ok(()), ordinary(device, bytes as u64)), cleared)
         }
     };
     let given = made.map(|region| Given { region, registry: Arc::downgrade(registry) });
-    let ready = given.as_ref().map_err(Clone::clone).and_then(|given| match (is_new, is_again) {
-        (true, _) => registry.keep(&given.region),
-        (_, true) => device.fill(given.region.start(), 0, given.region.bytes() as usize),
-        _ => Ok(()),
-    });
     // Until all ranks have filled their tables, no rank may use its part.
-    let trouble = ready.as_ref().err().map(Error::to_string).unwrap_or_default();
+    let trouble = given.as_ref().err().or(filled.as_ref().err()).map(Error::to_string).unwrap_or_default();
     let said = session.all_gather(trouble.as_bytes(), None).await?;
     match first_trouble(members.world_ranks(), &said) {
         None => given,
@@ -344,14 +341,13 @@ async fn allocate_in(
     }
 }
 
-/// What all ranks can do. Two allocations that a rank makes side by side, in groups of its own, may come to want one
-/// row, and on another rank in the other order: then both try again, each from a row on that depends on its group.
+/// What all ranks can do. Two allocations that ranks make side by side, in groups of their own, may want one row, and
+/// each get it on another rank: then both try again, with rows further on that depend on the group.
 async fn agree_on_place(session: &mut Session, members: &Arc<Members>, lane: &Lane, bytes: u64) -> Result<Place> {
     let registry = &lane.registry;
     for attempt in 0..ATTEMPTS {
         let offer = Offer::new(registry, members.world_ranks());
-        let from = 1 + attempt * (1 + (members.uid() >> (4 * attempt)) as u32 % 16);
-        let all: Vec<Wish> = say(session, &Wish { bytes, next: registry.next(from), free: offer.rows() }).await?;
+        let all: Vec<Wish> = say(session, &Wish { bytes, rows: registry.rows(), free: offer.rows() }).await?;
         check_sizes(members, bytes, &all)?;
         // Whether the group has directories is the same on all ranks.
         let Some(directory) = lane.directory() else {
@@ -361,10 +357,10 @@ async fn agree_on_place(session: &mut Session, members: &Arc<Members>, lane: &La
             let region = offer.take(slot);
             return region.map(Place::Again).ok_or_else(|| Error::Internal(format!("registration {slot} is gone")));
         }
-        let slot = all.iter().map(|wish| wish.next).max().unwrap_or(u32::MAX);
-        if !Directory::has_room_for(slot) {
+        let skipped = attempt * ((members.uid() >> (4 * attempt)) as u32 % 16);
+        let Some(slot) = unused_on_all(&all, skipped) else {
             return Err(Error::OutOfMemory("all rows for registered memory are taken".into()));
-        }
+        };
         let row = Row::take(registry, slot);
         if say(session, &row.is_some()).await?.into_iter().all(|taken| taken)
             && let Some(row) = row
@@ -373,6 +369,15 @@ async fn agree_on_place(session: &mut Session, members: &Arc<Members>, lane: &La
         }
     }
     Err(Error::OutOfMemory("too many groups of these ranks allocate at the same time: try again".into()))
+}
+
+/// A row that no rank uses, the first but `skipped` of them, or the last there is. Row 0 is none.
+fn unused_on_all(all: &[Wish], skipped: u32) -> Option<u32> {
+    let is_used = |slot: u32| {
+        let bits = |wish: &Wish| wish.rows.get(slot as usize / 64).copied().unwrap_or(u64::MAX);
+        all.iter().any(|wish| bits(wish) >> (slot % 64) & 1 == 1)
+    };
+    (1..directory::SLOTS).filter(|slot| !is_used(*slot)).take(skipped as usize + 1).last()
 }
 
 fn check_sizes(members: &Members, bytes: u64, all: &[Wish]) -> Result<()> {
@@ -415,7 +420,7 @@ mod tests {
 
     #[test]
     fn what_all_have_freed_is_found_again_the_smallest_first() {
-        let wish = |free: &[(u32, u64)]| Wish { bytes: 100, next: 9, free: free.to_vec() };
+        let wish = |free: &[(u32, u64)]| Wish { bytes: 100, rows: Vec::new(), free: free.to_vec() };
         let all =
             [wish(&[(1, 50), (2, 400), (3, 200), (5, 200), (7, 150)]), wish(&[(5, 200), (2, 400), (3, 200), (1, 50)])];
         assert_eq!(free_on_all(&all, 100), Some(3), "the smallest that both have, and the first of equals");
@@ -427,5 +432,20 @@ mod tests {
         assert_eq!(free_on_all(&large[..1], (2 << 20) + 1), Some(1));
         let waste = [wish(&[(2, (8 << 20) + 1)]), wish(&[(2, (8 << 20) + 1)])];
         assert_eq!(free_on_all(&waste, 100), None, "it would keep a large one for little");
+    }
+    #[test]
+    fn a_row_is_one_that_no_rank_uses() {
+        let wish = |rows: &[u32]| {
+            let registry = Registry::default();
+            registry.lock().rows.extend(rows);
+            Wish { bytes: 1, rows: registry.rows(), free: Vec::new() }
+        };
+        assert_eq!(unused_on_all(&[wish(&[]), wish(&[])], 0), Some(1));
+        assert_eq!(unused_on_all(&[wish(&[1, 3, 5]), wish(&[2, 4, 64])], 0), Some(6));
+        assert_eq!(unused_on_all(&[wish(&[1, 3, 5]), wish(&[2, 4, 64])], 57), Some(63));
+        assert_eq!(unused_on_all(&[wish(&[1, 3, 5]), wish(&[2, 4, 64])], 58), Some(65));
+        let all: Vec<u32> = (1..directory::SLOTS).collect();
+        assert_eq!(unused_on_all(&[wish(&all[1..]), wish(&[])], 9), Some(1), "the last there is");
+        assert_eq!(unused_on_all(&[wish(&all[1..]), wish(&[1])], 0), None);
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     device::Device,
-    memory::{Memory, Ticket, Way},
+    memory::{Memory, Ticket, Underway, Way},
     verdict,
 };
 use crate::{
@@ -66,7 +66,11 @@ impl Sharing {
         device: &'static Device,
         bytes: u64,
     ) -> Result<Result<Vec<Arc<Memory>>>> {
-        let made = Memory::make(device, bytes, self.way);
+        let (mut own, mut all) = (Underway::default(), Underway::default());
+        let made = Memory::make(device, bytes, self.way).map(|(memory, ticket, descriptor)| {
+            own.push(memory.clone());
+            (memory, ticket, descriptor)
+        });
         let ticket = made.as_ref().map(|(_, ticket, _)| ticket.clone()).map_err(Error::to_string);
         let body = postcard::to_allocvec(&ticket).map_err(|error| Error::Internal(format!("ticket: {error}")))?;
         let descriptor = made.as_ref().ok().and_then(|(_, _, descriptor)| descriptor.as_ref());
@@ -80,18 +84,24 @@ impl Sharing {
                 Err(why) => return Ok(Err(Error::Unsupported(format!("rank {peer}: {why}")))),
             }
         }
-        let reach = |(peer, (ticket, descriptor)): (usize, &(Ticket, _))| match &made {
-            Ok((own, _, _)) if peer == self.rank as usize => Ok(own.clone()),
-            _ => Memory::reach(device, ticket, *descriptor, self.way, self.here[peer]),
-        };
-        let reached: Result<Vec<_>> = tickets.iter().enumerate().map(reach).collect();
-        let trouble = reached.as_ref().err().map(Error::to_string);
-        let all: Vec<Option<String>> = say(session, &trouble).await?;
-        let first = all.into_iter().enumerate().find_map(|(peer, trouble)| Some(format!("rank {peer}: {}", trouble?)));
-        Ok(match first {
-            Some(why) => Err(Error::Unsupported(why)),
-            None => reached,
-        })
+        let mut trouble = None;
+        for (peer, (ticket, descriptor)) in tickets.iter().enumerate() {
+            let reached = match &made {
+                Ok((own, _, _)) if peer == self.rank as usize => Ok(own.clone()),
+                _ => Memory::reach(device, ticket, *descriptor, self.way, self.here[peer]),
+            };
+            match reached {
+                Ok(memory) => all.push(memory),
+                Err(error) => trouble = trouble.or(Some(error.to_string())),
+            }
+        }
+        let troubles: Vec<Option<String>> = say(session, &trouble).await?;
+        let mut troubles = troubles.into_iter().enumerate();
+        if let Some((peer, why)) = troubles.find_map(|(peer, trouble)| Some((peer, trouble?))) {
+            return Ok(Err(Error::Unsupported(format!("rank {peer}: {why}"))));
+        }
+        own.take();
+        Ok(Ok(all.take()))
     }
 }
 

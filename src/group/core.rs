@@ -399,7 +399,8 @@ impl Core {
             return Err(Err(Error::Internal(what)));
         };
         if let Some(outpost) = self.members.outpost() {
-            outpost.admit(&uneven_buffers(&call), call.stream, false).map_err(Err)?;
+            // The buffers were looked at before it was written down.
+            outpost.admit(&Buffers::NONE, call.stream, false).map_err(Err)?;
         }
         self.sequence += 1;
         let sequence = self.sequence;
@@ -545,23 +546,21 @@ pub(super) fn buffers(call: &Call, members: &Members) -> Buffers {
     Buffers { send: (call.send, send), recv: (call.recv.cast_const(), recv), registered }
 }
 
-/// What a v-form reads and writes on this rank, gaps included.
-pub(super) fn uneven_buffers(call: &Uneven) -> Buffers {
-    let span = |memory: *const u8, parts: &[Part]| {
-        let filled = || parts.iter().filter(|part| part.bytes > 0);
-        let start = filled().map(|part| part.start).min().unwrap_or(0);
-        let end = filled().map(|part| part.start + part.bytes).max().unwrap_or(0);
-        (memory.wrapping_add(start), end - start)
-    };
-    let (send, recv) = (span(call.send, &call.send_parts), span(call.recv, &call.recv_parts));
-    Buffers { send, recv, registered: call.descriptor.flags & FLAG_REGISTERED != 0 }
+/// What a v-form reads and writes on this rank, part by part: what lies between is nobody's business here.
+pub(super) fn uneven_buffers(call: &Uneven) -> impl Iterator<Item = Buffers> {
+    let at = |memory: *const u8, part: &Part| (memory.wrapping_add(part.start), part.bytes);
+    let sends = call.send_parts.iter().map(move |part| Buffers { send: at(call.send, part), ..Buffers::NONE });
+    let recvs = call.recv_parts.iter().map(move |part| Buffers { recv: at(call.recv, part), ..Buffers::NONE });
+    sends.chain(recvs)
 }
 
 /// What a letter reads or writes.
 pub(super) fn letter_buffers(letter: &Letter) -> Buffers {
-    let (this, none) = ((letter.memory().cast_const(), letter.bytes() as usize), (std::ptr::null(), 0));
-    let (send, recv) = if letter.is_send() { (this, none) } else { (none, this) };
-    Buffers { send, recv, registered: false }
+    let this = (letter.memory().cast_const(), letter.bytes() as usize);
+    match letter.is_send() {
+        true => Buffers { send: this, ..Buffers::NONE },
+        false => Buffers { recv: this, ..Buffers::NONE },
+    }
 }
 
 fn is_capturable(plan: &Plan, candidate: usize) -> bool {

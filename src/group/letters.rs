@@ -201,9 +201,16 @@ impl Letters {
             let what = || format!("{letter} on group {:?}", members.name());
             if let Some(loss) = members.lost(peer) {
                 let text = format!("{}: rank {peer} is lost: {}", what(), loss.text);
-                return Err(fail(members, failure(letter, Status::PeerLost, text), letter));
+                return Err(fail(members, failure(letter, (Status::PeerLost, peer), text), letter));
             }
             let Some(patience) = late(one) else { continue };
+            let seconds = patience.as_secs_f64();
+            if post_of(communicators, one.candidate)?.is_leaving(one.key) {
+                let (what, me) = (what(), members.rank());
+                let text =
+                    format!("{what}: what is before it on the stream of rank {me} did not end within {seconds:.1} s");
+                return Err(fail(members, failure(letter, (Status::Timeout, me), text), letter));
+            }
             let missing = if letter.is_send() { "receive it" } else { "send it" };
             let state = match peer == members.rank() {
                 true => {
@@ -213,16 +220,16 @@ impl Letters {
                 }
                 false => format!("process {} of rank {peer} is alive", members.facts(peer).pid),
             };
-            let seconds = patience.as_secs_f64();
             let text = format!("{}: rank {peer} did not {missing} within {seconds:.1} s; {state}", what());
-            return Err(fail(members, failure(letter, Status::Timeout, text), letter));
+            return Err(fail(members, failure(letter, (Status::Timeout, peer), text), letter));
         }
         Ok(())
     }
 }
 
-fn failure(letter: &Letter, status: Status, text: String) -> Error {
-    Error::from(Failure { status, rank: Some(letter.peer()), collective: Some(letter.collective()), sequence: 0, text })
+/// How a rank fails a letter.
+fn failure(letter: &Letter, (status, rank): (Status, u32), text: String) -> Error {
+    Error::from(Failure { status, rank: Some(rank), collective: Some(letter.collective()), sequence: 0, text })
 }
 
 /// What the error of a letter that fails the group becomes: the group's first failure.

@@ -44,7 +44,7 @@ use self::{
 pub use self::{memory::free_memory, request::Request};
 pub use crate::bootstrap::fork::forked;
 use crate::{
-    bootstrap::Members,
+    bootstrap::{Members, members::Buffers},
     communicator::{Call, Descriptor, Letter, Placement, Uneven, post::Delivery},
     config::{GroupOptions, Timeout, WorldOptions},
     cuda::lane::{Lane, Notes},
@@ -271,6 +271,11 @@ impl Group {
             true => self.members.check().err().unwrap_or(error),
             false => self.members.fail_with(error).into(),
         }
+    }
+
+    /// Goes on with everything that this thread has started, for whoever waits for something else.
+    pub(crate) fn go_on() {
+        wait::advance_started(true);
     }
 
     /// How long its calls may take.
@@ -541,7 +546,10 @@ impl Group {
         }
         self.refuse_unserved(&call.descriptor)?;
         match self.members.outpost() {
-            Some(outpost) => outpost.check_eager(&core::uneven_buffers(call), call.stream),
+            Some(outpost) => {
+                core::uneven_buffers(call).try_for_each(|part| outpost.check(&part))?;
+                outpost.check_eager(&Buffers::NONE, call.stream)
+            }
             None => Ok(()),
         }
     }

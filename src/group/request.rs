@@ -14,7 +14,7 @@ use super::{
 use crate::{
     communicator::Progress,
     config::Timeout,
-    cuda::lane::{Lane, Mark},
+    cuda::lane::{GLANCE, Lane, Mark},
     error::{Error, Failure, Result, Status},
 };
 
@@ -44,9 +44,6 @@ impl Enqueued {
         Ok(Some(Enqueued { lane, stream: stream as usize, mark: OnceLock::new() }))
     }
 }
-
-/// How long whoever waits for a stream looks away.
-const GLANCE: Duration = Duration::from_micros(20);
 
 impl Request {
     pub(super) fn start(group: &Arc<Group>, work: Work) -> Result<Arc<Self>> {

@@ -56,12 +56,7 @@ impl Provider for Sockets {
     }
 
     fn rows(&self, _: &Members, collective: Collective) -> Vec<Row> {
-        let algorithm = match Carries::of(collective) {
-            Carries::Calls => 0,
-            Carries::Parts => 1,
-            Carries::Letters => 2,
-        };
-        vec![Row { up_to: u64::MAX, way: Way::of(algorithm) }]
+        vec![Row::only(collective)]
     }
 
     fn probe(&self, _: &Members) -> Result<Capabilities, String> {

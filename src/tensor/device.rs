@@ -1,7 +1,7 @@
 //! Tensors in the memory of a device: in a message each has a *stand-in*, dense, in host memory that the device copies from
 //! and to. Where one side's tensor is does not matter to the other.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use super::{View, manifest};
 use crate::{
@@ -9,15 +9,12 @@ use crate::{
     cuda::{
         device::Device,
         driver::{self, Address},
-        lane::Mark,
+        lane::{GLANCE, Mark},
         pinned::Pinned,
     },
     error::{Error, Result, Status},
     group::Group,
 };
-
-/// How long a look at the device is put off.
-const GLANCE: Duration = Duration::from_micros(20);
 
 /// What stands in for tensors of a device.
 pub(super) struct StandIns {
@@ -84,7 +81,8 @@ impl StandIns {
         let deadline = timeout.deadline();
         while !mark.is_passed()? {
             group.check()?;
-            if deadline.is_some_and(|deadline| std::time::Instant::now() >= deadline) {
+            Group::go_on();
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(Error::failed(
                     Status::Timeout,
                     None,
@@ -108,7 +106,8 @@ impl StandIns {
     fn copy(&mut self, ends: impl Fn(&StandIn) -> (Address, Address)) -> Result<Option<Arc<Mark>>> {
         let Some(device) = self.device else { return Ok(None) };
         let _entered = device.enter()?;
-        for one in self.all.iter().filter(|one| one.bytes > 0) {
+        for one in self.all.iter_mut().filter(|one| one.bytes > 0) {
+            one.memory.keep();
             let (to, from) = ends(one);
             // SAFETY: the stand-in is ours and the tensor the caller's, both as long as that until the copy is over.
             unsafe { device.driver.memcpy_async(to, from, one.bytes, self.stream) }

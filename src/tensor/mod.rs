@@ -526,7 +526,10 @@ impl Parcel {
         let manifest = Manifest { object, parts, part, records };
         let encoded =
             manifest.encode().map_err(|why| Error::invalid(format_args!("these tensors cannot be sent: {why}")))?;
-        stand_ins.fill(group, options.timeout)?;
+        // Peers may wait for the message already.
+        stand_ins
+            .fill(group, options.timeout)
+            .map_err(|error| group.cpu().map_or(error.clone(), |cpu| cpu.fail(error)))?;
         let views = &*on_host;
         let head = Slab::new(encoded.len().max(FIRST))?;
         // SAFETY: the slab is as long.

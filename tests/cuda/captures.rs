@@ -14,7 +14,7 @@ use tutti::{
 };
 
 use crate::{
-    machine::{Buffer, Graph, OwnStream, call, descriptor, world},
+    machine::{Buffer, Graph, OwnStream, call, descriptor, on_all, world},
     stub::{calls, on_card, on_stub, on_stub_or_card},
 };
 
@@ -221,13 +221,6 @@ fn chain(ranks: i32) -> (Vec<Arc<Group>>, Vec<Vec<Arc<Group>>>) {
         firsts.map(|first| pair(world, first)).collect()
     });
     (world, pairs)
-}
-
-fn on_all<T: Send, S: Sync>(ranks: &[S], body: impl Fn(&S) -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = ranks.iter().map(|rank| scope.spawn(|| body(rank))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
 }
 
 /// Every rank of a chain ends a session over its groups in its own way; what came of it.

@@ -12,7 +12,7 @@ use tutti::{
 };
 
 use crate::{
-    machine::{Buffer, OwnStream, content, world},
+    machine::{Buffer, OwnStream, content, on_all, split, world},
     stub::on_stub_or_card,
 };
 
@@ -32,12 +32,8 @@ fn with(peer: u32, stream: &OwnStream) -> Options {
     Options { peer, stream: stream.handle as usize, ..Options::default() }
 }
 
-fn on_all(groups: &[Arc<Group>], body: impl Fn(&Arc<Group>, &OwnStream) + Sync) {
-    std::thread::scope(|scope| {
-        for group in groups {
-            scope.spawn(|| body(group, &OwnStream::new(group.device().unwrap())));
-        }
-    });
+fn on_all_ranks(groups: &[Arc<Group>], body: impl Fn(&Arc<Group>, &OwnStream) + Sync) {
+    on_all(groups, |group| body(group, &OwnStream::new(group.device().unwrap())));
     groups.iter().for_each(|group| group.check().unwrap());
 }
 
@@ -46,7 +42,7 @@ fn tensors_go_from_host_or_device_to_host_or_device() {
     if !on_stub_or_card("dicts::tensors_go_from_host_or_device_to_host_or_device") {
         return;
     }
-    on_all(&world(&[0, 1], "").unwrap(), |group, stream| {
+    on_all_ranks(&world(&[0, 1], "").unwrap(), |group, stream| {
         let device = group.device().unwrap();
         if group.rank() == 0 {
             let (mut first, fourth) = (content(1, BYTES), Buffer::with(device, &content(4, BYTES)));
@@ -98,7 +94,7 @@ fn a_broadcast_and_slices_reach_devices_too() {
     if !on_stub_or_card("dicts::a_broadcast_and_slices_reach_devices_too") {
         return;
     }
-    on_all(&world(&[0, 1, 0, 1], "").unwrap(), |group, stream| {
+    on_all_ranks(&world(&[0, 1, 0, 1], "").unwrap(), |group, stream| {
         let (rank, device) = (group.rank(), group.device().unwrap());
         let buffer = Buffer::with(device, &if rank == 2 { content(9, BYTES) } else { vec![0; BYTES] });
         let views = [on_device("all", &buffer)];
@@ -112,10 +108,7 @@ fn a_broadcast_and_slices_reach_devices_too() {
         assert!(buffer.read() == content(9, BYTES), "rank {rank}");
 
         // Ranks 0 and 1 hold the same, and send a slice each to 2 and 3.
-        let (give, take) = std::sync::mpsc::channel();
-        let deliver = Box::new(move |half: Option<Arc<Group>>| give.send(half).unwrap());
-        group.split((rank / 2) as i32, 0, Default::default(), deliver).unwrap();
-        let replicas = take.recv().unwrap();
+        let replicas = split(group, (rank / 2) as i32);
         let peer = (rank + 2) % 4;
         let options = Options { replicas, ..with(peer, stream) };
         let sliced = [View { slicing: Slicing::Sliced, ..on_device("sliced", &buffer) }];
@@ -137,7 +130,7 @@ fn tensors_that_cannot_go_are_refused_and_nothing_is_lost() {
     if !on_stub_or_card("dicts::tensors_that_cannot_go_are_refused_and_nothing_is_lost") {
         return;
     }
-    on_all(&world(&[0, 1], "").unwrap(), |group, stream| {
+    on_all_ranks(&world(&[0, 1], "").unwrap(), |group, stream| {
         let device = group.device().unwrap();
         let buffer = Buffer::with(device, &content(1, BYTES));
         let mut host = vec![0; BYTES];

@@ -1,9 +1,9 @@
 //! Messages from rank to rank of a CUDA group, which pass through the host.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tutti::{
-    communicator::{Letter, Progress},
+    communicator::{Letter, Part, Progress, Uneven},
     config::Timeout,
     cuda::device::Device,
     dispatch::Format,
@@ -13,7 +13,7 @@ use tutti::{
 };
 
 use crate::{
-    machine::{Buffer, OwnStream, call, content, descriptor, world},
+    machine::{Buffer, OwnStream, call, content, descriptor, on_all, world},
     stub::{on_stub_or_card, ordinal},
 };
 
@@ -181,6 +181,61 @@ fn exchange_well(groups: &[Arc<Group>], buffers: &[Buffer; 2], streams: &[OwnStr
     assert_eq!(sends.wait(Timeout::Default).unwrap(), Progress::Done);
     streams[1].wait();
     assert!(buffers[1].read() == [7; 4096]);
+}
+
+#[test]
+fn a_message_that_its_own_stream_keeps_is_not_its_receivers_fault() {
+    if !on_stub_or_card("letters::a_message_that_its_own_stream_keeps_is_not_its_receivers_fault") {
+        return;
+    }
+    let groups = world(&[0, 1], "push,staged").unwrap();
+    let streams = [0, 1].map(OwnStream::new);
+    let buffers = [0, 1].map(|device| Buffer::new(device, 4096));
+    let sum = descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 64);
+    let waits = call(sum, buffers[0].address, buffers[0].address, &streams[0]);
+    groups[0].run(waits, Timeout::Default).unwrap();
+    let receives = groups[1].post(receive(&buffers[1], 4096, 0, &streams[1]), Timeout::Default).unwrap();
+    let soon = Timeout::After(Duration::from_millis(300));
+    let sends = groups[0].post(send(&buffers[0], 4096, 1, &streams[0]), soon).unwrap();
+    for request in [sends, receives] {
+        let error = request.wait(Timeout::Default).unwrap_err();
+        assert_eq!(error.status(), Status::Timeout);
+        assert!(error.to_string().contains("on the stream of rank 0 did not end within 0.3 s"), "{error}");
+    }
+    assert_eq!(groups[1].failure().unwrap().rank, Some(0));
+    streams.iter().for_each(OwnStream::wait);
+}
+
+#[test]
+fn parts_of_a_v_form_may_lie_in_several_allocations() {
+    if !on_stub_or_card("letters::parts_of_a_v_form_may_lie_in_several_allocations") {
+        return;
+    }
+    const BYTES: usize = 4096;
+    let groups = world(&[0, 1], "").unwrap();
+    on_all(&groups, |group| {
+        let (rank, device) = (group.rank() as usize, group.device().unwrap());
+        let stream = OwnStream::new(device);
+        let mut apart = [0, 1].map(|_| Buffer::new(device, BYTES));
+        apart.sort_by_key(|buffer| buffer.address);
+        for (to, buffer) in apart.iter().enumerate() {
+            buffer.write(&content(10 * rank + to, BYTES));
+        }
+        let room = Buffer::new(device, 2 * BYTES);
+        let distance = (apart[1].address - apart[0].address) as usize;
+        let parts = |second: usize| [0, second].map(|start| Part { start, bytes: BYTES }).to_vec();
+        let form = Uneven {
+            descriptor: descriptor(Collective::AllToAllV, DType::Uint8, Op::Sum, 0),
+            send: apart[0].address as *const u8,
+            send_parts: parts(distance),
+            recv: room.address as *mut u8,
+            recv_parts: parts(BYTES),
+            stream: stream.handle,
+        };
+        group.run_uneven(form, Timeout::Default).unwrap();
+        stream.wait();
+        assert!(room.read() == [content(rank, BYTES), content(10 + rank, BYTES)].concat(), "rank {rank}");
+    });
 }
 
 #[test]

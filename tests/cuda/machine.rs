@@ -46,6 +46,22 @@ pub(crate) fn patience() -> Timeout {
     if on_card() { Timeout::After(PATIENCE_ON_CARD) } else { Timeout::Default }
 }
 
+/// Does something for all at once, each on a thread of its own; what came of it, in order.
+pub(crate) fn on_all<T: Send, S: Sync>(all: &[S], body: impl Fn(&S) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = all.iter().map(|one| scope.spawn(|| body(one))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// The group of a rank's color, all of whose ranks call this; a negative color gets none.
+pub(crate) fn split(group: &Arc<Group>, color: i32) -> Option<Arc<Group>> {
+    let (give, take) = std::sync::mpsc::channel();
+    let deliver = Box::new(move |part: Option<Arc<Group>>| give.send(part).unwrap());
+    group.split(color, 0, GroupOptions::default(), deliver).unwrap();
+    take.recv().unwrap()
+}
+
 /// What all ranks call.
 pub(crate) fn descriptor(collective: Collective, dtype: DType, op: Op, count: usize) -> Descriptor {
     Descriptor { collective, dtype, op, root: 0, flags: 0, count: count as u64 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier, mpsc};
 
 use tutti::{
     communicator::Descriptor,
-    config::{GroupOptions, Timeout},
+    config::Timeout,
     cuda::device::Device,
     dtype::{Collective, DType, Op},
     error::{Result, Status},
@@ -13,7 +13,7 @@ use tutti::{
 
 use crate::{
     failures::{join, processes},
-    machine::{Buffer, OwnStream, call, content, descriptor, on_cpu, world},
+    machine::{Buffer, OwnStream, call, content, descriptor, on_all, on_cpu, split, world},
     stub::{calls, fail_next, on_stub, on_stub_or_card, ordinal},
 };
 
@@ -34,26 +34,12 @@ fn allocate_on_all(groups: &[Arc<Group>], bytes: usize) -> Vec<Result<u64>> {
     on_all(groups, |group| allocate(group, bytes))
 }
 
-fn on_all<T: Send>(groups: &[Arc<Group>], body: impl Fn(&Arc<Group>) -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = groups.iter().map(|group| scope.spawn(|| body(group))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
-
 fn free(address: u64) {
     free_memory(address as *mut u8).unwrap();
 }
 
 fn promised(descriptor: Descriptor) -> Descriptor {
     Descriptor { flags: REGISTERED, ..descriptor }
-}
-
-fn halves(group: &Arc<Group>, color: i32) -> Arc<Group> {
-    let (give, take) = mpsc::channel();
-    let deliver = Box::new(move |group: Option<Arc<Group>>| drop(give.send(group)));
-    group.split(color, 0, GroupOptions::default(), deliver).unwrap();
-    take.recv().unwrap().unwrap()
 }
 
 fn write(device: i32, address: u64, content: &[u8]) {
@@ -202,9 +188,9 @@ fn groups_made_before_and_after_an_allocation_know_it() {
     let groups = world(&[0, 1, 0, 1], "").unwrap();
     let streams = [0, 1, 0, 1].map(OwnStream::new);
     let color = |group: &Arc<Group>| (group.rank() / 2) as i32;
-    let before = on_all(&groups, |group| halves(group, color(group)));
+    let before = on_all(&groups, |group| split(group, color(group)).unwrap());
     let registered: Vec<_> = allocate_on_all(&groups, ROOM).into_iter().map(Result::unwrap).collect();
-    let after = on_all(&groups, |group| halves(group, color(group)));
+    let after = on_all(&groups, |group| split(group, color(group)).unwrap());
     let of_a_half: Vec<_> = on_all(&before, |half| allocate(half, ROOM).unwrap());
     let what = promised(descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 9000));
     let places = |memory: &[u64]| memory.iter().map(|start| (*start, *start + ROOM as u64 / 2)).collect::<Vec<_>>();
@@ -263,7 +249,7 @@ fn groups_of_the_same_ranks_may_allocate_at_the_same_time() {
     }
     let groups = world(&[0, 1], "pull").unwrap();
     let streams = [0, 1].map(OwnStream::new);
-    let pairs: Vec<[Arc<Group>; 3]> = on_all(&groups, |group| [halves(group, 0), halves(group, 0), halves(group, 0)]);
+    let pairs: Vec<[Arc<Group>; 3]> = on_all(&groups, |group| [(); 3].map(|()| split(group, 0).unwrap()));
     let together = Barrier::new(6);
     for _ in 0..20 {
         let got: Vec<Vec<u64>> = std::thread::scope(|scope| {
@@ -290,6 +276,29 @@ fn groups_of_the_same_ranks_may_allocate_at_the_same_time() {
         }
         got.into_iter().flatten().for_each(free);
     }
+}
+
+#[test]
+fn ranks_whose_rows_interleave_find_one_for_both() {
+    if !on_stub("registered::ranks_whose_rows_interleave_find_one_for_both", &[]) {
+        return;
+    }
+    let groups = world(&[0, 1, 0], "pull").unwrap();
+    let pair = |one: u32, other: u32| -> Vec<Arc<Group>> {
+        let color = |rank: u32| if rank == one || rank == other { 0 } else { -1 };
+        on_all(&groups, |group| split(group, color(group.rank()))).into_iter().flatten().collect()
+    };
+    let (first, second, both) = (pair(0, 2), pair(1, 2), pair(0, 1));
+    // Rank 0 gets every second row, and rank 1 those between.
+    for _ in 0..150 {
+        for pair in [&first, &second] {
+            assert!(allocate_on_all(pair, 100).iter().all(Result::is_ok));
+        }
+    }
+    let memory: Vec<_> = allocate_on_all(&both, ROOM).into_iter().map(Result::unwrap).collect();
+    let places: Vec<_> = memory.iter().map(|start| (*start, *start)).collect();
+    let what = promised(descriptor(Collective::AllReduce, DType::Float32, Op::Sum, 9000));
+    agrees_with_the_cpu(&both, &[0, 1].map(OwnStream::new), &places, what);
 }
 
 #[test]
@@ -333,9 +342,20 @@ fn an_allocation_that_fails_on_one_rank_fails_on_all_and_the_group_lives() {
     let groups = world(&[0, 1], "").unwrap();
     let streams = [0, 1].map(OwnStream::new);
     for function in ["cuMemAlloc_v2", "cuMemsetD8Async", "cuMemcpyAsync"] {
+        let freed = calls("cuMemFree_v2");
         fail_next(function, 2);
         for error in allocate_on_all(&groups, ROOM).into_iter().map(Result::unwrap_err) {
             assert_eq!(error.status(), Status::OutOfMemory, "{function}: {error}");
+        }
+        assert_eq!(
+            calls("cuMemFree_v2"),
+            freed,
+            "{function}: to free some may wait for kernels that wait for this rank"
+        );
+    }
+    for bytes in [usize::MAX, isize::MAX as usize] {
+        for error in allocate_on_all(&groups, bytes).into_iter().map(Result::unwrap_err) {
+            assert_eq!(error.status(), Status::OutOfMemory, "{bytes} bytes: {error}");
         }
     }
     let different = on_all(&groups, |group| allocate(group, if group.rank() == 0 { 1 } else { 8192 }).unwrap_err());
@@ -417,6 +437,8 @@ fn between_processes(rank: u32) {
         assert!(read(device, start, bytes) == want[rank as usize], "{what}, rank {rank}");
     }
     free(memory);
+    let error = allocate(&group, usize::MAX).unwrap_err();
+    assert_eq!(error.status(), Status::OutOfMemory, "{error}");
     let again = allocate(&group, ROOM).unwrap();
     group.sync(Timeout::Default).unwrap();
     free(again);

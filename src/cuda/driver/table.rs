@@ -60,6 +60,8 @@ pub const MEMORY_OF_DEVICE: u32 = 2;
 pub const CAPTURE_NONE: i32 = 0;
 /// See [`CAPTURE_NONE`].
 pub const CAPTURE_ACTIVE: i32 = 1;
+/// `CUDA_ERROR_STREAM_CAPTURE_IMPLICIT`: the legacy stream would wait for one that is captured.
+pub const CAPTURE_IMPLICIT: i32 = 906;
 /// `cuThreadExchangeStreamCaptureMode`: nothing is forbidden to the thread while streams are captured.
 pub const CAPTURE_MODE_RELAXED: c_int = 2;
 

@@ -65,6 +65,7 @@ impl Letters {
                 _ => {
                     let mut admitted = self.lane.resume()?;
                     let (to, from) = (message.start() as u64, letter.memory() as u64);
+                    message.keep();
                     transfer(&self.lane, &mut admitted, to, from, bytes, letter.stream())?;
                     let mark = Arc::new(self.lane.mark(letter.stream())?);
                     message.keep_until(&mark);
@@ -117,6 +118,11 @@ impl Letters {
         !self.leaving.is_empty()
     }
 
+    /// Whether this letter's message is.
+    pub(super) fn is_leaving(&self, key: u32) -> bool {
+        self.leaving.iter().any(|one| one.key == key)
+    }
+
     /// Hands over what has left the device, but nothing before what was posted to the same peer and tag earlier.
     fn hand_over(&mut self, post: &mut dyn Post) -> Result<()> {
         let mut at = 0;
@@ -158,6 +164,7 @@ impl Letters {
             refuse_capture(&self.lane, letter.stream())?;
             let mut admitted = self.lane.resume()?;
             let (to, from) = (letter.memory() as u64, message.start() as u64);
+            message.keep();
             transfer(&self.lane, &mut admitted, to, from, came, letter.stream())?;
             message.keep_until(&Arc::new(self.lane.mark(letter.stream())?));
         }

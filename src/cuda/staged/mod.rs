@@ -16,7 +16,7 @@ use self::letters::Letters;
 use super::{
     device::Device,
     driver,
-    lane::{Admitted, Lane, Mark},
+    lane::{Admitted, GLANCE, Lane, Mark},
     peers::copy,
     pinned::Pinned,
 };
@@ -32,9 +32,6 @@ use crate::{
     shm::Shm,
     sockets::Sockets,
 };
-
-/// How long a look at the device is put off.
-const GLANCE: Duration = Duration::from_micros(20);
 
 /// The entry in the dispatcher's list.
 pub struct Staged;
@@ -59,12 +56,7 @@ impl Provider for Staged {
     }
 
     fn rows(&self, _: &Members, collective: Collective) -> Vec<Row> {
-        let algorithm = match Carries::of(collective) {
-            Carries::Calls => 0,
-            Carries::Parts => 1,
-            Carries::Letters => 2,
-        };
-        vec![Row { up_to: u64::MAX, way: Way::of(algorithm) }]
+        vec![Row::only(collective)]
     }
 
     fn probe(&self, members: &Members) -> Result<Capabilities, String> {
@@ -159,6 +151,7 @@ impl Communication {
     fn copy_out(&mut self, copies: &[Copy], job: Job, bytes: usize) -> Result<Progress> {
         let mut admitted = self.lane.take()?;
         self.out.make_room(bytes)?;
+        self.out.keep();
         for copy in copies {
             let to = self.out.start() as u64 + copy.host as u64;
             transfer(&self.lane, &mut admitted, to, copy.device, copy.bytes, job.home.stream)?;
@@ -202,11 +195,12 @@ impl Communication {
     fn copy_in(&mut self, home: &Home) -> Result<()> {
         refuse_capture(&self.lane, home.stream)?;
         let mut admitted = self.lane.resume()?;
-        for copy in &home.copies {
-            let from = self.back.start() as u64 + copy.host as u64;
-            transfer(&self.lane, &mut admitted, copy.device, from, copy.bytes, home.stream)?;
-        }
         if !home.copies.is_empty() {
+            self.back.keep();
+            for copy in &home.copies {
+                let from = self.back.start() as u64 + copy.host as u64;
+                transfer(&self.lane, &mut admitted, copy.device, from, copy.bytes, home.stream)?;
+            }
             self.back.keep_until(&Arc::new(self.lane.mark(home.stream)?));
         }
         self.lane.finish(admitted, home.stream, 0)
@@ -299,6 +293,10 @@ impl Post for Communication {
         self.letters.poll(post_of(&mut self.inner)?)
     }
 
+    fn is_leaving(&self, key: u32) -> bool {
+        self.letters.is_leaving(key)
+    }
+
     fn collect(&mut self) -> Option<(u32, Delivery)> {
         self.letters.collect()
     }
@@ -340,11 +338,13 @@ fn packed(memory: *const u8, parts: &[Part], is_one: bool) -> (Vec<Part>, Vec<Co
 
 /// A stream whose capture has begun since it was given would get the copy home into its graph, and not now.
 fn refuse_capture(lane: &Lane, stream: driver::Stream) -> Result<()> {
-    match lane.device.is_capturing(stream)? {
-        false => Ok(()),
-        true => Err(Error::usage(
+    match lane.device.is_capturing(stream) {
+        Ok(false) => Ok(()),
+        // The legacy stream says with an error that a stream beside it is captured.
+        Ok(true) | Err(Error::Cuda { code: driver::CAPTURE_IMPLICIT, .. }) => Err(Error::usage(
             "the stream of a call that goes through the host is captured before the call is over: wait for it first",
         )),
+        Err(error) => Err(error),
     }
 }
 
