@@ -404,19 +404,30 @@ mod tests {
     }
 
     /// One rank posts a payload, which another reads once `is_there` says so.
+    ///
+    /// Both threads live from before the post until after the read: of a thread that ended before another began, the
+    /// thread sanitizer may no longer know what it wrote, nor that the two are not one.
     fn hand_over(is_there: impl Fn(&Board) -> bool + Sync) {
         let board = board(2);
+        let both = std::sync::Barrier::new(2);
         std::thread::scope(|scope| {
-            // SAFETY: the first call of the rank.
-            scope.spawn(|| unsafe { board.post(1, 1, 99, [0; 3], &[7; PAYLOAD]) });
             scope.spawn(|| {
+                both.wait();
+                // SAFETY: the first call of the rank.
+                unsafe { board.post(1, 1, 99, [0; 3], &[7; PAYLOAD]) };
+                both.wait();
+            });
+            scope.spawn(|| {
+                both.wait();
                 while !is_there(&board) {
                     std::thread::yield_now();
                 }
                 let payload = board.payload(1, 1);
                 // Byte by byte, since a comparison of slices is a call that the thread sanitizer does not look into.
                 // SAFETY: the payload is readable.
-                assert!((0..PAYLOAD).all(|i| unsafe { payload.add(i).read_volatile() } == 7));
+                let intact = (0..PAYLOAD).all(|i| unsafe { payload.add(i).read_volatile() } == 7);
+                both.wait();
+                assert!(intact);
             });
         });
     }
