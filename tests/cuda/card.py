@@ -1,11 +1,12 @@
-"""Says which CUDA devices there are, or why there are none, through the driver alone."""
+"""Says which CUDA devices there are, or why there are none, through the driver alone: that of TUTTI_CUDA_LIBRARY, or the
+system's."""
 
 import ctypes
 import os
 import sys
 
 try:
-    driver = ctypes.CDLL(os.environ.get("TUTTI_CUDA_LIBRARY", "libcuda.so.1"))
+    driver = ctypes.CDLL(os.environ.get("TUTTI_CUDA_LIBRARY") or "libcuda.so.1")
 except OSError as error:
     sys.exit(str(error))
 code = driver.cuInit(0)
@@ -19,3 +20,5 @@ for ordinal in range(count.value):
     print(f"device {ordinal}: {name.value.decode()}")
 if count.value == 0:
     sys.exit("the driver sees no device")
+if hasattr(driver, "stub_calls"):
+    print("a stub of the driver: what runs there says nothing of a card")

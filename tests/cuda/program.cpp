@@ -1,5 +1,5 @@
 // A C++ program with two ranks on one device, over tutti.hpp and the driver alone: eager calls, a capture session, and
-// replays with other inputs. Where there is no device it says so. tests/cuda/programs builds and runs it.
+// replays with other inputs, in sizes for each of the four algorithms. Where there is no device it says so. tests/cuda/programs builds and runs it.
 #include <tutti.hpp>
 
 #include <dlfcn.h>
@@ -15,7 +15,11 @@ namespace {
 constexpr int kRanks = 2;
 constexpr int kLayers = 4;
 constexpr int kReplays = 64;
-constexpr std::size_t kCount = 5000;
+// Under the plans of tests/cuda, plan.txt and shapes.txt, these reach push and pull in one and in two steps.
+constexpr std::size_t kCounts[] = {256, 1000, 3000, 5000, 50'000, 200'000, 1'000'000};
+// Of every replay these; the larger ones only now and then.
+constexpr std::size_t kSmall = 4;
+constexpr int kLargeEvery = 16;
 constexpr unsigned kSkipped = 77;
 
 [[noreturn]] void skip(const char *why) {
@@ -49,24 +53,37 @@ void check(bool holds, const char *what) {
     std::exit(1);
 }
 
-/// What a rank has on the device.
+/// What a rank has on the device for one size.
+struct Buffer {
+    std::size_t count = 0;
+    std::uint64_t memory = 0;
+
+    float *data() const { return reinterpret_cast<float *>(memory); }
+};
+
 struct Rank {
     void *stream = nullptr;
-    std::uint64_t memory = 0;
-    void *graph = nullptr;
+    std::vector<Buffer> buffers;
+    /// A graph of the small sizes, and one of all.
+    void *graphs[2] = {};
 
-    float *buffer() const { return reinterpret_cast<float *>(memory); }
     void wait() const { cu("cuStreamSynchronize", stream); }
-    void put(float value) const {
-        const std::vector<float> values(kCount, value);
-        cu("cuMemcpyAsync", memory, reinterpret_cast<std::uint64_t>(values.data()), kCount * sizeof(float), stream);
-        wait();
+    void put(const Buffer &buffer, float value) const {
+        const std::vector<float> values(buffer.count, value);
+        copy(buffer.memory, reinterpret_cast<std::uint64_t>(values.data()), buffer);
     }
-    bool holds(float value) const {
-        std::vector<float> values(kCount);
-        cu("cuMemcpyAsync", reinterpret_cast<std::uint64_t>(values.data()), memory, kCount * sizeof(float), stream);
+    bool holds(const Buffer &buffer, float value) const {
+        std::vector<float> values(buffer.count);
+        copy(reinterpret_cast<std::uint64_t>(values.data()), buffer.memory, buffer);
+        return values == std::vector<float>(buffer.count, value);
+    }
+
+private:
+    /// Never behind a kernel: a copy of pageable memory may keep other ranks from launching what that waits for.
+    void copy(std::uint64_t to, std::uint64_t from, const Buffer &buffer) const {
         wait();
-        return values == std::vector<float>(kCount, value);
+        cu("cuMemcpyAsync", to, from, buffer.count * sizeof(float), stream);
+        wait();
     }
 };
 
@@ -80,37 +97,64 @@ void run() {
     std::vector<Rank> ranks(kRanks);
     for (Rank &rank : ranks) {
         cu("cuStreamCreate", &rank.stream, 1u);
-        cu("cuMemAlloc_v2", &rank.memory, kCount * sizeof(float));
+        for (const std::size_t count : kCounts) {
+            rank.buffers.push_back(Buffer{count});
+            cu("cuMemAlloc_v2", &rank.buffers.back().memory, count * sizeof(float));
+        }
     }
+    const auto put = [&](std::size_t sizes, float base, float step) {
+        for (int rank = 0; rank < kRanks; rank++) {
+            for (std::size_t i = 0; i < sizes; i++) ranks[rank].put(ranks[rank].buffers[i], base + step * float(rank));
+        }
+    };
+    const auto hold = [&](std::size_t sizes, float value, const char *what) {
+        for (const Rank &rank : ranks) {
+            for (std::size_t i = 0; i < sizes; i++) check(rank.holds(rank.buffers[i], value), what);
+        }
+    };
+    const std::size_t all = ranks[0].buffers.size();
 
-    for (int rank = 0; rank < kRanks; rank++) ranks[rank].put(float(rank + 1));
-    for (int rank = 0; rank < kRanks; rank++) {
-        groups[rank].all_reduce(ranks[rank].buffer(), kCount, tutti::Op::sum, ranks[rank].stream);
+    put(all, 1, 1);
+    for (std::size_t i = 0; i < all; i++) {
+        for (int rank = 0; rank < kRanks; rank++) {
+            const Buffer &buffer = ranks[rank].buffers[i];
+            groups[rank].all_reduce(buffer.data(), buffer.count, tutti::Op::sum, ranks[rank].stream);
+        }
     }
-    for (const Rank &rank : ranks) check(rank.holds(3), "an eager call");
+    hold(all, 3, "an eager call");
     std::printf("ok eager calls\n");
 
     std::vector<tutti::Capture> sessions;
     for (int rank = 0; rank < kRanks; rank++) {
         sessions.emplace_back(std::vector<tutti::GroupRef>{groups[rank]});
-        void *captured = nullptr;
-        cu("cuStreamBeginCapture_v2", ranks[rank].stream, 1);
-        for (int layer = 0; layer < kLayers; layer++) {
-            groups[rank].all_reduce(ranks[rank].buffer(), kCount, tutti::Op::avg, ranks[rank].stream);
+        for (int which = 0; which < 2; which++) {
+            void *captured = nullptr;
+            cu("cuStreamBeginCapture_v2", ranks[rank].stream, 1);
+            for (int layer = 0; layer < kLayers; layer++) {
+                for (std::size_t i = 0; i < (which == 0 ? kSmall : all); i++) {
+                    const Buffer &buffer = ranks[rank].buffers[i];
+                    groups[rank].all_reduce(buffer.data(), buffer.count, tutti::Op::avg, ranks[rank].stream);
+                }
+            }
+            cu("cuStreamEndCapture", ranks[rank].stream, &captured);
+            cu("cuGraphInstantiateWithFlags", &ranks[rank].graphs[which], captured, 0ull);
+            // Before the first launch of any: an upload could wait for kernels that wait for a peer's.
+            cu("cuGraphUpload", ranks[rank].graphs[which], ranks[rank].stream);
         }
-        cu("cuStreamEndCapture", ranks[rank].stream, &captured);
-        cu("cuGraphInstantiateWithFlags", &ranks[rank].graph, captured, 0ull);
+        ranks[rank].wait();
     }
     std::vector<std::thread> commits;
     for (tutti::Capture &session : sessions) commits.emplace_back([&session] { session.commit(); });
     for (std::thread &commit : commits) commit.join();
     for (int replay = 0; replay < kReplays; replay++) {
-        for (int rank = 0; rank < kRanks; rank++) ranks[rank].put(float(replay + 2 * rank));
-        for (const Rank &rank : ranks) cu("cuGraphLaunch", rank.graph, rank.stream);
-        for (const Rank &rank : ranks) check(rank.holds(float(replay + 1)), "a replay");
+        const bool large = replay % kLargeEvery == 0;
+        const std::size_t sizes = large ? all : kSmall;
+        put(sizes, float(replay), 2);
+        for (const Rank &rank : ranks) cu("cuGraphLaunch", rank.graphs[large ? 1 : 0], rank.stream);
+        hold(sizes, float(replay + 1), "a replay");
     }
     for (const tutti::Group &group : groups) check(group.check() == tutti::Status::success, "the groups live");
-    std::printf("ok replays of a graph with %d calls\n", kLayers);
+    std::printf("ok replays of graphs with %d layers of calls\n", kLayers);
 }
 
 }  // namespace

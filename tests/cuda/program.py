@@ -6,7 +6,9 @@ import sys
 import threading
 
 SKIPPED = 77
-LAYERS, REPLAYS, COUNT = 4, 64, 5000
+LAYERS, REPLAYS = 4, 64
+# Under shapes.txt these reach push and pull in one and in two steps.
+COUNTS = (5_000, 50_000, 200_000, 1_000_000)
 
 
 def skip(why):
@@ -30,20 +32,24 @@ groups = tutti.World.local(len(ranks), devices=[0] * len(ranks))
 streams = [torch.cuda.Stream() for _ in ranks]
 # Everything is allocated before the first call: an allocation may wait for kernels that wait for a peer.
 dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int32)
-values = {dtype: [torch.full((COUNT,), rank + 1, dtype=dtype, device="cuda") for rank in ranks] for dtype in dtypes}
-parts = [torch.full((COUNT,), float(rank), device="cuda") for rank in ranks]
-gathered = [torch.empty(len(ranks) * COUNT, device="cuda") for _ in ranks]
-layers = [torch.zeros(COUNT, device="cuda") for _ in ranks]
+cases = [(dtype, count) for dtype in dtypes for count in COUNTS]
+values = {
+    (dtype, count): [torch.full((count,), rank + 1, dtype=dtype, device="cuda") for rank in ranks]
+    for dtype, count in cases
+}
+parts = [torch.full((COUNTS[0],), float(rank), device="cuda") for rank in ranks]
+gathered = [torch.empty(len(ranks) * COUNTS[0], device="cuda") for _ in ranks]
+layers = [[torch.zeros(count, device="cuda") for count in COUNTS] for _ in ranks]
 torch.cuda.synchronize()
 
-for dtype in dtypes:
+for case in cases:
     for rank in ranks:
-        groups[rank].all_reduce(values[dtype][rank], stream=streams[rank])
+        groups[rank].all_reduce(values[case][rank], stream=streams[rank])
 for rank in ranks:
     groups[rank].all_gather(parts[rank], gathered[rank], stream=streams[rank])
 torch.cuda.synchronize()
-for dtype in dtypes:
-    assert all((value == 3).all().item() for value in values[dtype]), dtype
+for case in cases:
+    assert all((value == 3).all().item() for value in values[case]), case
 assert all(torch.equal(one, torch.cat(parts)) for one in gathered)
 print("ok eager calls on tensors")
 
@@ -53,8 +59,9 @@ for rank in ranks:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=streams[rank], capture_error_mode="thread_local"):
         for _ in range(LAYERS):
-            layers[rank].mul_(0.5)
-            groups[rank].all_reduce(layers[rank], stream=streams[rank])
+            for layer in layers[rank]:
+                layer.mul_(0.5)
+                groups[rank].all_reduce(layer, stream=streams[rank])
     graphs.append(graph)
 commits = [threading.Thread(target=session.commit) for session in sessions]
 for commit in commits:
@@ -65,7 +72,8 @@ for commit in commits:
 for replay in range(REPLAYS):
     for rank in ranks:
         with torch.cuda.stream(streams[rank]):
-            layers[rank].fill_(replay + 2 * rank)
+            for layer in layers[rank]:
+                layer.fill_(replay + 2 * rank)
     for rank in ranks:
         with torch.cuda.stream(streams[rank]):
             graphs[rank].replay()
@@ -74,7 +82,7 @@ for replay in range(REPLAYS):
             groups[rank].all_reduce(parts[rank], op=tutti.Op.MAX, stream=streams[rank])
     torch.cuda.synchronize()
     # Half of each in every layer: the mean, from the first on.
-    assert all((layer == replay + 1).all().item() for layer in layers), replay
+    assert all((layer == replay + 1).all().item() for mine in layers for layer in mine), replay
 for group in groups:
     group.check()
 print(f"ok replays of a torch.cuda.graph of {LAYERS} layers")
