@@ -43,6 +43,8 @@ const WARM_UPS: u32 = 20;
 const ROUNDS: u32 = 100;
 /// The largest call, in bytes.
 const MOST: usize = 64 << 20;
+/// Of a world's ranks: what hangs shall be named before somebody ends the bench.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Trips of a flag that are timed together.
 const TRIPS: u32 = 1000;
 /// Two of these pass a word back and forth: each waits for its turns and gives the next to the other. A wait ends after
@@ -125,7 +127,9 @@ fn measure(
     world: usize,
     nccl: &BTreeMap<usize, f64>,
 ) {
-    let groups = Group::world_local(world as u32, Some(&vec![0; world]), WorldOptions::default()).expect("a world");
+    let mut options = WorldOptions::default();
+    options.group.timeout = Timeout::After(PATIENCE);
+    let groups = Group::world_local(world as u32, Some(&vec![0; world]), options).expect("a world");
     // Collective: all ranks at once.
     let registered: Vec<Address> = std::thread::scope(|scope| {
         let threads: Vec<_> = groups.iter().map(|group| scope.spawn(|| allocate(group))).collect();
@@ -305,20 +309,31 @@ fn replayed(streams: &[Stream], body: impl Fn(usize)) -> f64 {
     launched(streams, &graphs)
 }
 
-/// The same for graphs of [`CALLS`] such things, one for each stream.
+/// The same for graphs of [`CALLS`] such things, one for each stream, which are then gone.
 fn launched(streams: &[Stream], graphs: &[*mut c_void]) -> f64 {
+    let upload: Symbol<unsafe extern "C" fn(*mut c_void, Stream) -> i32> = symbol(c"cuGraphUpload");
     let launch: Symbol<unsafe extern "C" fn(*mut c_void, Stream) -> i32> = symbol(c"cuGraphLaunch");
+    let destroy: Symbol<unsafe extern "C" fn(*mut c_void) -> i32> = symbol(c"cuGraphExecDestroy");
     let driver = Driver::get().expect("the driver");
-    let round = || {
-        let start = Instant::now();
+    let on_all = |function: &Symbol<unsafe extern "C" fn(*mut c_void, Stream) -> i32>| {
         for (stream, graph) in streams.iter().zip(graphs) {
             // SAFETY: the graph and the stream live.
-            assert_eq!(unsafe { launch(*graph, *stream) }, 0);
+            assert_eq!(unsafe { function(*graph, *stream) }, 0);
         }
+    };
+    let wait_for_all = || {
         for stream in streams {
-            // SAFETY: as above.
+            // SAFETY: the stream lives.
             unsafe { driver.stream_synchronize(*stream) }.expect("the round ends");
         }
+    };
+    // All of them before the first launch: an upload could wait for kernels that wait for a peer's.
+    on_all(&upload);
+    wait_for_all();
+    let round = || {
+        let start = Instant::now();
+        on_all(&launch);
+        wait_for_all();
         start.elapsed()
     };
     let rounds = setting("TUTTI_BENCH_ROUNDS", ROUNDS as usize);
@@ -326,6 +341,10 @@ fn launched(streams: &[Stream], graphs: &[*mut c_void]) -> f64 {
         round();
     }
     let mut times: Vec<Duration> = (0..rounds.max(1)).map(|_| round()).collect();
+    for graph in graphs {
+        // SAFETY: no launch of it is under way, and nobody uses it again.
+        assert_eq!(unsafe { destroy(*graph) }, 0);
+    }
     times.sort();
     times[times.len() / 2].as_secs_f64() * 1e6 / f64::from(CALLS)
 }
