@@ -57,7 +57,7 @@ test: ## every test that needs no GPU, the installed package included
 test-release: ## build a release and check that it needs no newer glibc than 2.28
 	@tests/run release
 
-gpu-pack: ## build all that gpu-test and gpu-bench run into build/card, for a machine with a card and nothing else
+gpu-pack: ## build all that gpu-test and gpu-bench run into build/card.tar.xz, for a machine with a card and nothing else
 	@tests/cuda/pack
 
 gpu-test: ## what needs a card: results, graphs, failures; says so where there is none

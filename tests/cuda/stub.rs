@@ -46,6 +46,7 @@ pub(crate) fn on_stub_or_card(test: &str) -> bool {
 pub(crate) fn on_stub(test: &str, variables: &[(&str, &str)]) -> bool {
     if on_card() {
         // It asks something of the stub that no card answers.
+        println!("{test} is for the stub of the driver alone");
         return false;
     }
     if std::env::var_os("TUTTI_CUDA_LIBRARY").is_some() {
