@@ -1,5 +1,6 @@
 // A C++ program with two ranks on one device, over tutti.hpp and the driver alone: eager calls, a capture session, and
-// replays with other inputs, in sizes for each of the four algorithms. Where there is no device it says so. tests/cuda/programs builds and runs it.
+// replays with other inputs, in sizes for each of the four algorithms. Where there is no device it says so.
+// tests/cuda/programs builds and runs it.
 #include <tutti.hpp>
 
 #include <dlfcn.h>
