@@ -255,16 +255,17 @@ fn layout(all: &[Introduction], rows: &[Row], way: Way) -> Result<Layout, String
         let most = all.iter().map(sharing).max().unwrap_or(0);
         return Err(format!("{most} ranks share a device, on which their kernels do not fit together"));
     }
-    let per_block =
-        |bytes: u64, ranks: u32| bytes.div_ceil(VECTOR).div_ceil(u64::from(ranks)).div_ceil(u64::from(blocks));
+    let per_block = |bytes: u64, ranks: u32, blocks: u32| {
+        bytes.div_ceil(VECTOR).div_ceil(u64::from(ranks)).div_ceil(u64::from(blocks))
+    };
     let push = rows.iter().map(|row| match row.is_two_shot() {
-        true => 2 * per_block(row.up_to, world),
-        false => per_block(row.up_to, 1),
+        true => 2 * per_block(row.up_to, world, row.blocks.min(blocks)),
+        false => per_block(row.up_to, 1, row.blocks.min(blocks)),
     });
     let push = push.max().unwrap_or(0).next_multiple_of(SLOT_UNIT);
     let (push_vectors, stage_vectors) = match way {
         Way::Push => (push as u32, 0),
-        Way::Pull => (0, per_block(STAGED, 1).next_multiple_of(u64::from(world)) as u32),
+        Way::Pull => (0, per_block(STAGED, 1, blocks).next_multiple_of(u64::from(world)) as u32),
     };
     // Kernels count the lines of a block in one epoch in 32 bits (`params.h`).
     let push_bytes = push.saturating_mul(2 * u64::from(world) * LINE);
@@ -393,8 +394,7 @@ impl Communication {
             params.send_at = further(send_at, piece.offset);
             params.recv_at = further(recv_at, piece.offset);
             params.bytes = piece.bytes;
-            let grid = piece.vectors.div_ceil(u64::from(row.threads)).max(piece.vectors.div_ceil(piece.per_block));
-            let grid = grid.clamp(1, u64::from(self.layout.blocks)) as u32;
+            let grid = grid(&self.layout, row, &piece);
             self.launch_one(admitted, kernel, &mut params, grid, row.threads, call.stream)?;
         }
         Ok(())
@@ -524,6 +524,14 @@ struct Piece {
     per_block: u64,
 }
 
+/// The blocks of a launch: as many as the piece fills, no more than the row wants and the device holds, and no fewer than
+/// have room for it, which is never more than there are.
+fn grid(layout: &Layout, row: &Row, piece: &Piece) -> u32 {
+    let most = row.blocks.min(layout.blocks);
+    let filled = piece.vectors.div_ceil(u64::from(row.threads)).clamp(1, u64::from(most));
+    filled.max(piece.vectors.div_ceil(piece.per_block)) as u32
+}
+
 /// A location `offset` bytes on; what is nowhere stays there.
 fn further(location: u64, offset: u64) -> u64 {
     if location == 0 { 0 } else { location + offset }
@@ -601,6 +609,23 @@ mod tests {
         assert_eq!(blocks(&[rank(0, 40, 8), rank(0, 40, 0)]), Ok(5), "if only one of them knows, too");
         let refused = blocks(&[rank(0, 40, 41), rank(0, 40, 0)]).unwrap_err();
         assert!(refused.starts_with("41 ranks share a device"), "{refused}");
+    }
+
+    #[test]
+    fn a_launch_has_the_blocks_that_its_row_wants_where_the_device_has_them() {
+        let rows = rows("90 2 push/one_shot 64 KiB 2 256 x\n90 2 push/one_shot 1 MiB 32 256 x");
+        let grids = |resident: u32| {
+            let layout = layout(&[rank(0, resident, 0), rank(1, resident, 0)], &rows, Way::Push).unwrap();
+            let grid_of = |row: usize, bytes: u64| {
+                let call = Descriptor { collective: Collective::AllReduce, count: bytes, ..Descriptor::BARRIER };
+                let all: Vec<Piece> = pieces(&layout, &call, Way::Push, false).collect();
+                assert_eq!(all.len(), 1, "{bytes} bytes go at once");
+                grid(&layout, &rows[row], &all[0])
+            };
+            [grid_of(0, 0), grid_of(0, 8 << 10), grid_of(0, 64 << 10), grid_of(1, 64 << 10), grid_of(1, 1 << 20)]
+        };
+        assert_eq!(grids(64), [1, 2, 2, 16, 32]);
+        assert_eq!(grids(7), [1, 2, 2, 7, 7]);
     }
 
     #[test]

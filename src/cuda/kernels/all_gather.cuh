@@ -16,13 +16,11 @@ TUTTI_DEVICE void all_gather_push(const Params& params) {
         const Bytes send{params.send, params.bytes};
         const auto part = [&](u32 rank) { return Bytes{params.recv + rank * params.stride, params.bytes}; };
 
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const u32 index = session.span.first + i;
-            const Vector v = send[index].load();
-            mailbox.send_to_all(i, v);
-            part(params.rank)[index].store(v);
-        }
+        const auto input = [&](u32 i) { return send[session.span.first + i]; };
+        in_batches(session.span.count, input, [&](const Batch& batch) {
+            mailbox.send_to_all(batch);
+            batch.store([&](u32 i) { return part(params.rank)[session.span.first + i]; });
+        });
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
             const auto place_of = [&](u32 rank) { return part(rank)[session.span.first + i]; };
@@ -39,19 +37,17 @@ TUTTI_DEVICE void all_gather_pull(const Params& params) {
         const Location at = exchange.resolve(params.send_at);
 
         if (at == 0 && !session.fits(session.span.per_block, params.stage_vectors)) return;
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const u32 index = session.span.first + i;
-            const Vector v = send[index].load();
-            if (at == 0) exchange.put(i, v);
-            part(params.rank)[index].store(v);
-        }
+        const auto input = [&](u32 i) { return send[session.span.first + i]; };
+        in_batches(session.span.count, input, [&](const Batch& batch) {
+            if (at == 0) batch.store([&](u32 i) { return exchange.staged(i); });
+            batch.store([&](u32 i) { return part(params.rank)[session.span.first + i]; });
+        });
         exchange.tell(0, at);
         if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, 0, 0)) return;
 
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            exchange.deliver(session.peers(), i, 0, [&](u32 rank) { return part(rank)[session.span.first + i]; });
+            exchange.deliver(i, 0, [&](u32 rank) { return part(rank)[session.span.first + i]; });
         }
         exchange.finish(at);
     });

@@ -27,10 +27,8 @@ TUTTI_DEVICE void all_reduce_push_one_shot(const Params& params) {
         const Mailbox mailbox(session);
         const Bytes send{params.send, params.bytes}, recv{params.recv, params.bytes};
 
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            mailbox.send_to_all(i, send[session.span.first + i].load());
-        }
+        const auto input = [&](u32 i) { return send[session.span.first + i]; };
+        in_batches(session.span.count, input, [&](const Batch& batch) { mailbox.send_to_all(batch); });
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
             const auto from_mail = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
@@ -55,10 +53,7 @@ TUTTI_DEVICE void all_reduce_push_two_shot(const Params& params) {
 
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-#pragma unroll 1
-            for (u32 peer = session.next(params.rank); peer != params.rank; peer = session.next(peer)) {
-                mailbox.send(peer, i, send[peer * part + session.span.first + i].load());
-            }
+            mailbox.send_each(i, [&](u32 peer) { return send[peer * part + session.span.first + i]; });
         }
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
@@ -88,10 +83,10 @@ TUTTI_DEVICE void all_reduce_pull_one_shot(const Params& params) {
 
         if (at == 0) {
             if (!session.fits(session.span.per_block, params.stage_vectors)) return;
-#pragma unroll 1
-            for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-                exchange.put(i, send[session.span.first + i].load());
-            }
+            const auto input = [&](u32 i) { return send[session.span.first + i]; };
+            in_batches(session.span.count, input, [&](const Batch& batch) {
+                batch.store([&](u32 i) { return exchange.staged(i); });
+            });
         }
         exchange.tell(0, at);
         if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, 0, 0)) return;
@@ -129,10 +124,7 @@ TUTTI_DEVICE void all_reduce_pull_two_shot(const Params& params) {
 #pragma unroll 1
             for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
                 // Not this rank's own part: its place on the stage is for the result.
-#pragma unroll 1
-                for (u32 rank = session.next(params.rank); rank != params.rank; rank = session.next(rank)) {
-                    exchange.put(rank * staged_part + i, send[rank * part + session.span.first + i].load());
-                }
+                exchange.stage_each(staged_part, i, [&](u32 peer) { return send[peer * part + session.span.first + i]; });
             }
         }
         exchange.tell(0, input);
@@ -146,7 +138,7 @@ TUTTI_DEVICE void all_reduce_pull_two_shot(const Params& params) {
             };
             Vector result;
             reduce<T>(session, send[mine + i].load(), from_peers, result);
-            if (output == 0) exchange.put(params.rank * staged_part + i, result);
+            if (output == 0) exchange.staged(params.rank * staged_part + i).store(result);
             recv[mine + i].store(result);
         }
         exchange.tell(1, output);
@@ -155,7 +147,7 @@ TUTTI_DEVICE void all_reduce_pull_two_shot(const Params& params) {
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
             const auto place_of = [&](u32 rank) { return recv[rank * part + session.span.first + i]; };
-            exchange.deliver(session.peers(), i, Exchange::kOwnPart, place_of);
+            exchange.deliver(i, Exchange::kOwnPart, place_of);
         }
         exchange.finish(output);
     });

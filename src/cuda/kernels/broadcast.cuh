@@ -19,19 +19,19 @@ TUTTI_DEVICE void broadcast_push(const Params& params) {
         Exchange exchange(session);
         const Bytes send{params.send, params.bytes}, recv{params.recv, params.bytes};
 
+        const auto output = [&](u32 i) { return recv[session.span.first + i]; };
+
         if (params.rank == params.root) {
-#pragma unroll 1
-            for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-                const Vector v = send[session.span.first + i].load();
-                mailbox.send_to_all(i, v);
-                if (params.send != params.recv) recv[session.span.first + i].store(v);
-            }
+            const auto input = [&](u32 i) { return send[session.span.first + i]; };
+            in_batches(session.span.count, input, [&](const Batch& batch) {
+                mailbox.send_to_all(batch);
+                if (params.send != params.recv) batch.store(output);
+            });
         } else {
             exchange.tell(0, 0);
 #pragma unroll 1
             for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-                const auto place_of = [&](u32) { return recv[session.span.first + i]; };
-                if (!mailbox.deliver(1u << params.root, i, place_of)) break;
+                if (!mailbox.deliver(1u << params.root, i, [&](u32) { return output(i); })) break;
             }
         }
         exchange.ask(0, session.peers() & ~(1u << params.root), 0, 0, 0);
@@ -44,24 +44,22 @@ TUTTI_DEVICE void broadcast_pull(const Params& params) {
         const bool is_root = params.rank == params.root;
         const Bytes send{params.send, params.bytes}, recv{params.recv, params.bytes};
         const Location at = is_root ? exchange.resolve(params.send_at) : 0;
+        const auto output = [&](u32 i) { return recv[session.span.first + i]; };
 
         if (is_root) {
             if (at == 0 && !session.fits(session.span.per_block, params.stage_vectors)) return;
-#pragma unroll 1
-            for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-                const Vector v = send[session.span.first + i].load();
-                if (at == 0) exchange.put(i, v);
-                if (params.send != params.recv) recv[session.span.first + i].store(v);
-            }
+            const auto input = [&](u32 i) { return send[session.span.first + i]; };
+            in_batches(session.span.count, input, [&](const Batch& batch) {
+                if (at == 0) batch.store([&](u32 i) { return exchange.staged(i); });
+                if (params.send != params.recv) batch.store(output);
+            });
         }
         exchange.tell(0, at);
         if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, 0, 0)) return;
 
         if (!is_root) {
-#pragma unroll 1
-            for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-                exchange.deliver(1u << params.root, i, 0, [&](u32) { return recv[session.span.first + i]; });
-            }
+            const auto of_root = [&](u32 i) { return exchange.place(params.root, 0, i, output(i).valid); };
+            in_batches(session.span.count, of_root, [&](const Batch& batch) { batch.store(output); });
         }
         exchange.finish(at);
     });

@@ -27,9 +27,21 @@ class Exchange {
     /// The stage of this block in this epoch: what a rank means by location 0.
     TUTTI_DEVICE u64 stage(u32 rank) const { return session_.params.arena[rank] + stage_; }
 
-    /// Puts a vector on this rank's stage.
-    TUTTI_DEVICE void put(u32 index, const Vector& v) const {
-        ptx::store_vector(stage(session_.params.rank) + u64(index) * kVectorBytes, v);
+    /// A place on this rank's own stage.
+    TUTTI_DEVICE Place staged(u32 index) const {
+        return {stage(session_.params.rank) + u64(index) * kVectorBytes, kVectorBytes};
+    }
+
+    /// Stages vector `index` of the part for each peer, from `place_of(peer)`; parts have `staged_part` vectors.
+    template <class PlaceOf>
+    TUTTI_DEVICE void stage_each(u32 staged_part, u32 index, PlaceOf place_of) const {
+#pragma unroll 1
+        for (u32 first = 0; first < session_.params.world; first += kAtOnce) {
+            const u32 wanted = session_.peers_from(first);
+            Vector v[kAtOnce];
+            load_each(first, wanted, v, place_of);
+            store_each(first, wanted, v, [&](u32 peer) { return staged(peer * staged_part + index); });
+        }
     }
 
     /// Tells every peer where the payload of this phase is. What the block wrote before is visible to who was told.
@@ -66,43 +78,29 @@ class Exchange {
         return session_.alive();
     }
 
-    /// Fetches vector `index` of part `part` of the ranks first + i whose bit i is set in `wanted`; `valid` bytes each.
-    TUTTI_DEVICE void fetch(u32 first, u32 wanted, u32 part, u32 index, u32 valid, Vector (&v)[kAtOnce]) const {
-        u64 from[kAtOnce];
-        u64 low = valid;
-#pragma unroll
-        for (u32 i = 0; i < kAtOnce; i++) {
-            if ((wanted >> i & 1) == 0) continue;
-            from[i] = address(first + i, part, index);
-            low |= from[i];
-        }
-        if (low % kVectorBytes == 0 && valid != 0) {
-#pragma unroll
-            for (u32 i = 0; i < kAtOnce; i++) {
-                if ((wanted >> i & 1) != 0) v[i] = ptx::load_vector(from[i]);
-            }
-            return;
-        }
-#pragma unroll 1
-        for (u32 rank = 0; rank < kAtOnce; rank++) {
-            if ((wanted >> rank & 1) == 0) continue;
-            const Vector one = Place{address(first + rank, part, index), valid}.load_pieces();
-#pragma unroll
-            for (u32 i = 0; i < kAtOnce; i++) {
-                if (i == rank) v[i] = one;
-            }
-        }
+    /// Where a rank that has told has vector `index` of a part, of which `valid` bytes exist.
+    TUTTI_DEVICE Place place(u32 rank, u32 part, u32 index, u32 valid) const {
+        const Source& source = session_.shared().source[rank];
+        return {source.at + part * source.stride + u64(index) * kVectorBytes, valid};
     }
 
-    /// Copies vector `index` of a part of each rank in `ranks` (one bit each) to `place_of(rank)`: of part `part`, or
-    /// of the part that is the rank's own.
+    /// Fetches vector `index` of part `part` of the ranks first + i whose bit i is set in `wanted`; `valid` bytes each.
+    TUTTI_DEVICE void fetch(u32 first, u32 wanted, u32 part, u32 index, u32 valid, Vector (&v)[kAtOnce]) const {
+        load_each(first, wanted, v, [&](u32 rank) { return place(rank, part, index, valid); });
+    }
+
+    /// Copies vector `index` of a part of each peer to `place_of(peer)`: of part `part`, or of the part that is the
+    /// peer's own.
     template <class PlaceOf>
-    TUTTI_DEVICE void deliver(u32 ranks, u32 index, u32 part, PlaceOf place_of) const {
+    TUTTI_DEVICE void deliver(u32 index, u32 part, PlaceOf place_of) const {
 #pragma unroll 1
-        for (u32 rank = 0; rank < session_.params.world; rank++) {
-            if ((ranks >> rank & 1) == 0) continue;
-            const Place to = place_of(rank);
-            to.store(Place{address(rank, part == kOwnPart ? rank : part, index), to.valid}.load());
+        for (u32 first = 0; first < session_.params.world; first += kAtOnce) {
+            const u32 wanted = session_.peers_from(first);
+            Vector v[kAtOnce];
+            load_each(first, wanted, v, [&](u32 peer) {
+                return place(peer, part == kOwnPart ? peer : part, index, place_of(peer).valid);
+            });
+            store_each(first, wanted, v, place_of);
         }
     }
 
@@ -122,10 +120,6 @@ class Exchange {
    private:
     TUTTI_DEVICE bool is_peer(u32 rank) const {
         return rank < session_.params.world && rank != session_.params.rank;
-    }
-    TUTTI_DEVICE u64 address(u32 rank, u32 part, u32 index) const {
-        const Source& source = session_.shared().source[rank];
-        return source.at + part * source.stride + u64(index) * kVectorBytes;
     }
     /// The start of a registered buffer of `rank`, as mapped here; 0: not registered.
     TUTTI_DEVICE u64 base(Location location, u32 rank) const {

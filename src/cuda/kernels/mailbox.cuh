@@ -27,9 +27,33 @@ class Mailbox {
 
     /// The same vector to every peer.
     TUTTI_DEVICE void send_to_all(u32 index, const Vector& v) const {
-        const u32 me = session_.params.rank;
 #pragma unroll 1
-        for (u32 peer = session_.next(me); peer != me; peer = session_.next(peer)) send(peer, index, v);
+        for (u32 turn = 0; turn + 1 < session_.params.world; turn++) send(session_.peer(turn), index, v);
+    }
+
+    /// The same vectors to every peer.
+    TUTTI_DEVICE void send_to_all(const Batch& batch) const {
+#pragma unroll 1
+        for (u32 turn = 0; turn + 1 < session_.params.world; turn++) {
+            const u32 peer = session_.peer(turn);
+            batch.each([&](u32 index, const Vector& v) { send(peer, index, v); });
+        }
+    }
+
+    /// To every peer the vector at `place_of(peer)`.
+    template <class PlaceOf>
+    TUTTI_DEVICE void send_each(u32 index, PlaceOf place_of) const {
+#pragma unroll 1
+        for (u32 first = 0; first + 1 < session_.params.world; first += kAtOnce) {
+            const u32 left = session_.params.world - 1 - first;
+            const u32 wanted = left < kAtOnce ? (1u << left) - 1 : kAllAtOnce;
+            Vector v[kAtOnce];
+            load_each(first, wanted, v, [&](u32 turn) { return place_of(session_.peer(turn)); });
+#pragma unroll
+            for (u32 i = 0; i < kAtOnce; i++) {
+                if ((wanted >> i & 1) != 0) send(session_.peer(first + i), index, v[i]);
+            }
+        }
     }
 
     /// Waits for vector `index` of the ranks first + i whose bit i is set in `wanted`; the other `v[i]` mean nothing.

@@ -15,7 +15,8 @@ TUTTI_DEVICE u32 vectors_of(u64 bytes) {
 /// Vectors of one rank's part, when `vectors` are shared out among all ranks.
 TUTTI_DEVICE u32 part_of(u32 vectors, u32 world) { return (vectors - 1) / world + 1; }
 
-/// Ranks whose vectors one thread has in flight: as many as registers allow.
+/// Vectors that one thread has in flight, from as many ranks or places: what registers allow. A trip to memory takes the
+/// better part of a microsecond, so a thread that waited for each vector would leave most of the wire idle.
 constexpr u32 kAtOnce = 8;
 constexpr u32 kAllAtOnce = (1u << kAtOnce) - 1;
 
@@ -143,6 +144,31 @@ TUTTI_DEVICE void Place::store(const Vector& v) const {
     }
 }
 
+/// Loads v[i] from `place_of(first + i)` where bit i is set in `wanted`; the other `v[i]` mean nothing.
+template <class PlaceOf>
+TUTTI_DEVICE void load_each(u32 first, u32 wanted, Vector (&v)[kAtOnce], PlaceOf place_of) {
+    u32 pieces = 0;
+#pragma unroll
+    for (u32 i = 0; i < kAtOnce; i++) {
+        if ((wanted >> i & 1) == 0) continue;
+        const Place from = place_of(first + i);
+        if (from.whole()) {
+            v[i] = ptx::load_vector(from.at);
+        } else {
+            pieces |= 1u << i;
+        }
+    }
+#pragma unroll 1
+    for (u32 rank = 0; pieces >> rank != 0; rank++) {
+        if ((pieces >> rank & 1) == 0) continue;
+        const Vector one = place_of(first + rank).load_pieces();
+#pragma unroll
+        for (u32 i = 0; i < kAtOnce; i++) {
+            if (i == rank) v[i] = one;
+        }
+    }
+}
+
 /// Stores v[i] at `place_of(first + i)` where bit i is set in `wanted`.
 template <class PlaceOf>
 TUTTI_DEVICE void store_each(u32 first, u32 wanted, const Vector (&v)[kAtOnce], PlaceOf place_of) {
@@ -163,6 +189,44 @@ TUTTI_DEVICE void store_each(u32 first, u32 wanted, const Vector (&v)[kAtOnce], 
             if (i == rank) one = v[i];
         }
         place_of(first + rank).store_pieces(one);
+    }
+}
+
+/// Vectors of one block that a thread has in flight: v[i] is the one at `index(i)`, where bit i is set in `wanted`.
+struct Batch {
+    u32 first;
+    u32 wanted;
+    Vector v[kAtOnce];
+
+    TUTTI_DEVICE u32 index(u32 i) const { return first + i * ptx::threads(); }
+
+    /// Stores each at `place_of(index)`.
+    template <class PlaceOf>
+    TUTTI_DEVICE void store(PlaceOf place_of) const {
+        store_each(0, wanted, v, [&](u32 i) { return place_of(index(i)); });
+    }
+    /// Calls `use(index, vector)` for each.
+    template <class Use>
+    TUTTI_DEVICE void each(Use use) const {
+#pragma unroll
+        for (u32 i = 0; i < kAtOnce; i++) {
+            if ((wanted >> i & 1) != 0) use(index(i), v[i]);
+        }
+    }
+};
+
+/// Loads this thread's vectors of the `count` that a block has, each from `place_of(index)`, and hands them to
+/// `use(batch)`, as many at a time as may be in flight.
+template <class PlaceOf, class Use>
+TUTTI_DEVICE void in_batches(u32 count, PlaceOf place_of, Use use) {
+    Batch batch;
+#pragma unroll 1
+    for (batch.first = ptx::thread(); batch.first < count; batch.first += kAtOnce * ptx::threads()) {
+        batch.wanted = 0;
+#pragma unroll
+        for (u32 i = 0; i < kAtOnce; i++) batch.wanted |= u32(batch.index(i) < count) << i;
+        load_each(0, batch.wanted, batch.v, [&](u32 i) { return place_of(batch.index(i)); });
+        use(batch);
     }
 }
 

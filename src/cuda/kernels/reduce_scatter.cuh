@@ -20,10 +20,7 @@ TUTTI_DEVICE void reduce_scatter_push(const Params& params) {
 
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-#pragma unroll 1
-            for (u32 peer = session.next(params.rank); peer != params.rank; peer = session.next(peer)) {
-                mailbox.send(peer, i, part(peer)[session.span.first + i].load());
-            }
+            mailbox.send_each(i, [&](u32 peer) { return part(peer)[session.span.first + i]; });
         }
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
@@ -51,10 +48,7 @@ TUTTI_DEVICE void reduce_scatter_pull(const Params& params) {
             if (!session.fits(staged_part, params.stage_vectors / params.world)) return;
 #pragma unroll 1
             for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-#pragma unroll 1
-                for (u32 rank = session.next(params.rank); rank != params.rank; rank = session.next(rank)) {
-                    exchange.put(rank * staged_part + i, part(rank)[session.span.first + i].load());
-                }
+                exchange.stage_each(staged_part, i, [&](u32 peer) { return part(peer)[session.span.first + i]; });
             }
         }
         exchange.tell(0, at);

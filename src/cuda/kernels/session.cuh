@@ -171,8 +171,12 @@ class Session {
     /// One bit for each peer.
     TUTTI_DEVICE u32 peers() const { return ((1u << params.world) - 1) & ~(1u << params.rank); }
 
-    /// The rank after `rank`, around. Who starts with the rank after its own does not write where all others write.
-    TUTTI_DEVICE u32 next(u32 rank) const { return rank + 1 == params.world ? 0 : rank + 1; }
+    /// The peers in the order in which this rank writes to them, 0 .. world - 2: each rank begins with the one after its
+    /// own, so that not all write to the same one.
+    TUTTI_DEVICE u32 peer(u32 turn) const {
+        const u32 rank = params.rank + 1 + turn;
+        return rank < params.world ? rank : rank - params.world;
+    }
 
     TUTTI_DEVICE Shared& shared() { return shared_; }
 
