@@ -11,7 +11,10 @@ mod compile;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::OnceLock,
+    sync::{
+        Once, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -79,16 +82,28 @@ pub(crate) fn this_test(test: &str) -> Command {
         return command;
     }
     let folder = compile::folder();
-    command
-        .env("TUTTI_CUDA_LIBRARY", folder.join("libcuda.so.1"))
-        .env("XDG_CACHE_HOME", folder.join(format!("cache-{}-{}", std::process::id(), next_number())));
+    command.env("TUTTI_CUDA_LIBRARY", folder.join("libcuda.so.1")).env("XDG_CACHE_HOME", new_cache(folder));
     command
 }
 
-/// A number for every child: none shall find the verdicts of another.
-fn next_number() -> u32 {
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+/// A cache for one child: none shall find the verdicts of another, nor those of a test that ended and had this number. What
+/// such tests have left is removed.
+fn new_cache(folder: &Path) -> PathBuf {
+    static SWEPT: Once = Once::new();
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let me = std::process::id();
+    SWEPT.call_once(|| {
+        for entry in std::fs::read_dir(folder).expect("the stub's folder").flatten() {
+            let name = entry.file_name();
+            let owner = name.to_str().and_then(|name| name.strip_prefix("cache-")?.split('-').next());
+            if owner.is_some_and(|owner| owner == me.to_string() || !Path::new("/proc").join(owner).exists()) {
+                // Another test may be at it, too.
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    });
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    folder.join(format!("cache-{me}-{number}"))
 }
 
 /// Waits for a child that must succeed.
