@@ -241,6 +241,35 @@ def assemble(version: str, virtual: str, target: str, modules: list[str]):
     return f"no spills, at most {most['push']} registers to push, {most['pull']} to pull"
 
 
+# An instruction of 128 bits: its text, and the upper half of its code.
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+([^;]*);\s*/\* 0x[0-9a-f]{16} \*/\s*/\* 0x([0-9a-f]{16}) \*/")
+# Loads further apart than this, in instructions, belong to different loops.
+APART = 260
+
+
+def loads_under_way(body: str) -> list[tuple[str, int, int]]:
+    """The runs of 16-byte loads: "line" or "vector", how many there are, and how many of them are asked for before the code
+    waits for one. From sm_70 on every instruction says in bits 46 to 48 of its upper half which of six counters its result
+    will clear (7: none), and in bits 52 to 57 for which counters it waits."""
+    runs = []
+    kind, loads, first_wait, counters, last = "", 0, 0, set(), 0
+    for number, (text, code) in enumerate(INSTRUCTION.findall(body)):
+        waits = int(code, 16) >> 52 & 0x3f
+        if not first_wait and any(waits >> counter & 1 for counter in counters):
+            first_wait = loads
+        load = re.search(r"\bLDG\.E\.128(\.STRONG\.SYS)? ", text)
+        if not load:
+            continue
+        this = "line" if load[1] else "vector"
+        if this != kind or number - last > APART:
+            kind, loads, first_wait, counters = this, 0, 0, set()
+            runs.append((kind, 0, 0))
+        loads, last = loads + 1, number
+        counters.add(int(code, 16) >> 46 & 7)
+        runs[-1] = (kind, loads, first_wait or loads)
+    return runs
+
+
 def check_sass(module: str, target: str):
     cubin = WORK / f"{module}.13.0.{target}.cubin"
     tools = os.pathsep.join(str(UNPACKED / part / "nvidia/cu13/bin") for part in ["nvidia_cuda_nvdisasm"])
@@ -263,6 +292,11 @@ def check_sass(module: str, target: str):
             expect(re.search(r"\bSTG\.E\.128\.STRONG\.SYS", body), "the ready flag is not one 16-byte store")
             expect(re.search(r"\bCCTL\.IVALL", body), "the acquire does not drop stale lines of the first cache")
         expect(not re.search(r"\.STRONG\.(SM|CTA)\b", body), "a scope that is too narrow")
+        runs = loads_under_way(body)
+        expect(any(loads >= 8 for _, loads, _ in runs), "no eight vectors are asked for at once")
+        for kind, loads, under_way in runs:
+            # Six counters are few for sixteen lines, so an assembler may wait for early ones; not for the first rank's.
+            expect(under_way == loads or (kind == "line" and under_way >= 6), f"a {kind} is waited for after {under_way}")
         if target != "sm_80":
             expect("ACQBULK" in body and "PREEXIT" in body, "no programmatic dependent launch")
     return f"{len(entries)} kernels"

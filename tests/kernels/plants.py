@@ -105,7 +105,8 @@ PLANTS = [
     Plant("two kernels at once go unnoticed", "session.cuh",
           "} else if ((turn & kBusy) != 0) {", "} else if (false) {",
           "overlapping_kernels", ("values", "stuck", "race")),
-    Plant("sums are taken in the order of arrival, own rank first", "numbers.cuh",
-          "if (first + i == params.rank) v[i] = own;", "if (first + i == params.rank) { v[i] = v[0]; v[0] = own; }",
+    Plant("sums are taken in the order of arrival, own rank first", "mailbox.cuh",
+          "if (first + i == session_.params.rank) v[i] = own;",
+          "if (first + i == session_.params.rank) { v[i] = v[0]; v[0] = own; }",
           "every_kernel", ("values",)),
 ]

@@ -31,11 +31,10 @@ TUTTI_DEVICE void all_reduce_push_one_shot(const Params& params) {
         in_batches(session.span.count, input, [&](const Batch& batch) { mailbox.send_to_all(batch); });
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const auto from_mail = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
-                return mailbox.take(first, wanted, i, v);
-            };
+            const Vector own = send[session.span.first + i].load();
+            const auto from_mail = [&](u32 first, Vector(&v)[kAtOnce]) { return mailbox.take_all(first, i, own, v); };
             Vector result;
-            if (!reduce<T>(session, send[session.span.first + i].load(), from_mail, result)) return;
+            if (!reduce<T>(session, from_mail, result)) return;
             recv[session.span.first + i].store(result);
         }
     });
@@ -57,11 +56,10 @@ TUTTI_DEVICE void all_reduce_push_two_shot(const Params& params) {
         }
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const auto from_mail = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
-                return mailbox.take(first, wanted, i, v);
-            };
+            const Vector own = send[mine + i].load();
+            const auto from_mail = [&](u32 first, Vector(&v)[kAtOnce]) { return mailbox.take_all(first, i, own, v); };
             Vector result;
-            if (!reduce<T>(session, send[mine + i].load(), from_mail, result)) return;
+            if (!reduce<T>(session, from_mail, result)) return;
             mailbox.send_to_all(second + i, result);
             recv[mine + i].store(result);
         }
@@ -94,12 +92,12 @@ TUTTI_DEVICE void all_reduce_pull_one_shot(const Params& params) {
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
             const u32 index = session.span.first + i;
-            const auto from_peers = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
-                exchange.fetch(first, wanted, 0, i, send.valid(index), v);
+            const auto from_all = [&](u32 first, Vector(&v)[kAtOnce]) {
+                exchange.fetch(first, 0, i, send[index], v);
                 return true;
             };
             Vector result;
-            reduce<T>(session, send[index].load(), from_peers, result);
+            reduce<T>(session, from_all, result);
             recv[index].store(result);
         }
         exchange.finish(at);
@@ -132,12 +130,12 @@ TUTTI_DEVICE void all_reduce_pull_two_shot(const Params& params) {
 
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const auto from_peers = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
-                exchange.fetch(first, wanted, params.rank, i, send.valid(mine + i), v);
+            const auto from_all = [&](u32 first, Vector(&v)[kAtOnce]) {
+                exchange.fetch(first, params.rank, i, send[mine + i], v);
                 return true;
             };
             Vector result;
-            reduce<T>(session, send[mine + i].load(), from_peers, result);
+            reduce<T>(session, from_all, result);
             if (output == 0) exchange.staged(params.rank * staged_part + i).store(result);
             recv[mine + i].store(result);
         }

@@ -84,9 +84,12 @@ class Exchange {
         return {source.at + part * source.stride + u64(index) * kVectorBytes, valid};
     }
 
-    /// Fetches vector `index` of part `part` of the ranks first + i whose bit i is set in `wanted`; `valid` bytes each.
-    TUTTI_DEVICE void fetch(u32 first, u32 wanted, u32 part, u32 index, u32 valid, Vector (&v)[kAtOnce]) const {
-        load_each(first, wanted, v, [&](u32 rank) { return place(rank, part, index, valid); });
+    /// Fetches vector `index` of part `part` of the ranks first .. first + kAtOnce - 1, as many as there are; `own` is where
+    /// this rank's lies, and as much of each is valid.
+    TUTTI_DEVICE void fetch(u32 first, u32 part, u32 index, const Place& own, Vector (&v)[kAtOnce]) const {
+        load_each(first, session_.ranks_from(first), v, [&](u32 rank) {
+            return rank == session_.params.rank ? own : place(rank, part, index, own.valid);
+        });
     }
 
     /// Copies vector `index` of a part of each peer to `place_of(peer)`: of part `part`, or of the part that is the

@@ -83,6 +83,16 @@ class Mailbox {
         }
     }
 
+    /// Waits for vector `index` of the peers among first .. first + kAtOnce - 1; `own` is this rank's.
+    TUTTI_DEVICE bool take_all(u32 first, u32 index, const Vector& own, Vector (&v)[kAtOnce]) const {
+        if (!take(first, session_.peers_from(first), index, v)) return false;
+#pragma unroll
+        for (u32 i = 0; i < kAtOnce; i++) {
+            if (first + i == session_.params.rank) v[i] = own;
+        }
+        return true;
+    }
+
     /// Waits for vector `index` of the peers in `ranks` (one bit each), and stores each at `place_of(rank)`.
     template <class PlaceOf>
     TUTTI_DEVICE bool deliver(u32 ranks, u32 index, PlaceOf place_of) const {

@@ -145,19 +145,26 @@ TUTTI_DEVICE void Place::store(const Vector& v) const {
 }
 
 /// Loads v[i] from `place_of(first + i)` where bit i is set in `wanted`; the other `v[i]` mean nothing.
+///
+/// All addresses come before the first load: with an address, a test and a load in one branch for each vector, the
+/// assembler lets every load wait for the one before it.
 template <class PlaceOf>
 TUTTI_DEVICE void load_each(u32 first, u32 wanted, Vector (&v)[kAtOnce], PlaceOf place_of) {
-    u32 pieces = 0;
+    u64 from[kAtOnce];
+    u32 whole = 0;
 #pragma unroll
     for (u32 i = 0; i < kAtOnce; i++) {
+        from[i] = 0;
         if ((wanted >> i & 1) == 0) continue;
-        const Place from = place_of(first + i);
-        if (from.whole()) {
-            v[i] = ptx::load_vector(from.at);
-        } else {
-            pieces |= 1u << i;
-        }
+        const Place place = place_of(first + i);
+        from[i] = place.at;
+        whole |= u32(place.whole()) << i;
     }
+#pragma unroll
+    for (u32 i = 0; i < kAtOnce; i++) {
+        if ((whole >> i & 1) != 0) v[i] = ptx::load_vector(from[i]);
+    }
+    const u32 pieces = wanted & ~whole;
 #pragma unroll 1
     for (u32 rank = 0; pieces >> rank != 0; rank++) {
         if ((pieces >> rank & 1) == 0) continue;

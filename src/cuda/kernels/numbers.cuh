@@ -200,20 +200,16 @@ class Total {
     typename T::Value lane_[T::kLanes];
 };
 
-/// Reduces one vector over all ranks. `fetch(first, wanted, v)` brings those of the peers first + i whose bit i is set in
-/// `wanted`, or false; `own` is this rank's.
-template <class T, class Fetch>
-TUTTI_DEVICE bool reduce(const Session& session, const Vector& own, Fetch fetch, Vector& result) {
+/// Reduces one vector over all ranks. `bring(first, v)` brings those of the ranks first .. first + kAtOnce - 1, as many
+/// as there are, this rank's own among them; or false.
+template <class T, class Bring>
+TUTTI_DEVICE bool reduce(const Session& session, Bring bring, Vector& result) {
     const Params& params = session.params;
     Total<T> total(params.op);
 #pragma unroll 1
     for (u32 first = 0; first < params.world; first += kAtOnce) {
         Vector v[kAtOnce];
-        if (!fetch(first, session.peers_from(first), v)) return false;
-#pragma unroll
-        for (u32 i = 0; i < kAtOnce; i++) {
-            if (first + i == params.rank) v[i] = own;
-        }
+        if (!bring(first, v)) return false;
         total.add(v, first, params.world - first);
     }
     result = total.finish(params.world);

@@ -103,12 +103,13 @@ TUTTI_DEVICE u64 load_u64(const u64* at) {
 
 // ---- words that other ranks, or the host, read or write: system scope ----
 
-/// Without a branch, so that many are in flight; what comes back without `wanted` means nothing.
+/// Without a branch, so that many are in flight; without `wanted` nothing is read, and the line is zero. Were it left
+/// undefined, the assembler would make branches of them and let the second rank's line wait for the first's.
 template <u32 kOffset>
 TUTTI_DEVICE Line load_line_relaxed_sys_if(bool wanted, u64 at) {
-    Line line;
+    Line line{0, 0};
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; @p ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2+%4]; }"
-                 : "=l"(line.low), "=l"(line.high)
+                 : "+l"(line.low), "+l"(line.high)
                  : "l"(at), "r"(u32(wanted)), "n"(kOffset)
                  : "memory");
     return line;

@@ -25,11 +25,10 @@ TUTTI_DEVICE void reduce_scatter_push(const Params& params) {
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
             const u32 index = session.span.first + i;
-            const auto from_mail = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
-                return mailbox.take(first, wanted, i, v);
-            };
+            const Vector own = part(params.rank)[index].load();
+            const auto from_mail = [&](u32 first, Vector(&v)[kAtOnce]) { return mailbox.take_all(first, i, own, v); };
             Vector result;
-            if (!reduce<T>(session, part(params.rank)[index].load(), from_mail, result)) return;
+            if (!reduce<T>(session, from_mail, result)) return;
             recv[index].store(result);
         }
     });
@@ -59,12 +58,12 @@ TUTTI_DEVICE void reduce_scatter_pull(const Params& params) {
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
             const u32 index = session.span.first + i;
-            const auto from_peers = [&](u32 first, u32 wanted, Vector(&v)[kAtOnce]) {
-                exchange.fetch(first, wanted, params.rank, i, recv.valid(index), v);
+            const auto from_all = [&](u32 first, Vector(&v)[kAtOnce]) {
+                exchange.fetch(first, params.rank, i, part(params.rank)[index], v);
                 return true;
             };
             Vector result;
-            reduce<T>(session, part(params.rank)[index].load(), from_peers, result);
+            reduce<T>(session, from_all, result);
             recv[index].store(result);
         }
         exchange.finish(at);

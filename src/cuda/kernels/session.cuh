@@ -168,6 +168,8 @@ class Session {
 
     /// One bit for each of the ranks first .. first + kAtOnce - 1 that is a peer.
     TUTTI_DEVICE u32 peers_from(u32 first) const { return peers() >> first & kAllAtOnce; }
+    /// One bit for each of the ranks first .. first + kAtOnce - 1 that there is.
+    TUTTI_DEVICE u32 ranks_from(u32 first) const { return ((1u << params.world) - 1) >> first & kAllAtOnce; }
     /// One bit for each peer.
     TUTTI_DEVICE u32 peers() const { return ((1u << params.world) - 1) & ~(1u << params.rank); }
 
