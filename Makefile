@@ -60,8 +60,8 @@ test-release: ## build a release and check that it needs no newer glibc than 2.2
 gpu-pack: ## build all that gpu-test and gpu-bench run into build/card.tar.xz, for a machine with a card and nothing else
 	@tests/cuda/pack
 
-gpu-test: ## what needs a card: results, graphs, failures; says so where there is none
-	@tests/cuda/card
+gpu-test: ## what needs a card: results, graphs, failures; says so where there is none; PARTS= for some of it
+	@tests/cuda/card $(PARTS)
 
 gpu-bench: ## times on a card, in graph replay, beside what the hardware allows; says so where there is none
 	@tests/cuda/bench

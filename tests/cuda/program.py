@@ -1,6 +1,7 @@
 """Two ranks on one device from PyTorch: tensors, streams and torch.cuda.graph, through ctypes. Where PyTorch or a device is
 missing it says so. tests/cuda/programs runs it."""
 
+import ctypes
 import signal
 import sys
 import threading
@@ -25,10 +26,10 @@ if not torch.cuda.is_available():
 
 import tutti
 
-signal.alarm(300)
+signal.alarm(100)
 torch.cuda.init()
 ranks = range(2)
-groups = tutti.World.local(len(ranks), devices=[0] * len(ranks))
+groups = tutti.World.local(len(ranks), devices=[0] * len(ranks), timeout_ms=20_000)
 streams = [torch.cuda.Stream() for _ in ranks]
 # Everything is allocated before the first call: an allocation may wait for kernels that wait for a peer.
 dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int32)
@@ -54,6 +55,9 @@ assert all(torch.equal(one, torch.cat(parts)) for one in gathered)
 print("ok eager calls on tensors")
 
 sessions = [tutti.Capture([group]) for group in groups]
+# Before the first replay of any: an upload could wait for kernels that wait for a peer's. PyTorch has none of its own.
+upload = ctypes.CDLL("libcuda.so.1").cuGraphUpload
+upload.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 graphs = []
 for rank in ranks:
     graph = torch.cuda.CUDAGraph()
@@ -63,6 +67,9 @@ for rank in ranks:
                 layer.mul_(0.5)
                 groups[rank].all_reduce(layer, stream=streams[rank])
     graphs.append(graph)
+    if hasattr(graph, "raw_cuda_graph_exec"):
+        assert upload(graph.raw_cuda_graph_exec(), streams[rank].cuda_stream) == 0
+torch.cuda.synchronize()
 commits = [threading.Thread(target=session.commit) for session in sessions]
 for commit in commits:
     commit.start()
