@@ -19,7 +19,7 @@ TUTTI_DEVICE void all_gather_push(const Params& params) {
         const auto input = [&](u32 i) { return send[session.span.first + i]; };
         in_batches(session.span.count, input, [&](const Batch& batch) {
             mailbox.send_to_all(batch);
-            batch.store([&](u32 i) { return part(params.rank)[session.span.first + i]; });
+            batch.store([&](u32, u32 i) { return part(params.rank)[session.span.first + i]; });
         });
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
@@ -39,16 +39,13 @@ TUTTI_DEVICE void all_gather_pull(const Params& params) {
         if (at == 0 && !session.fits(session.span.per_block, params.stage_vectors)) return;
         const auto input = [&](u32 i) { return send[session.span.first + i]; };
         in_batches(session.span.count, input, [&](const Batch& batch) {
-            if (at == 0) batch.store([&](u32 i) { return exchange.staged(i); });
-            batch.store([&](u32 i) { return part(params.rank)[session.span.first + i]; });
+            if (at == 0) batch.store([&](u32, u32 i) { return exchange.staged(i); });
+            batch.store([&](u32, u32 i) { return part(params.rank)[session.span.first + i]; });
         });
         exchange.tell(0, at);
         if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, 0, 0)) return;
 
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            exchange.deliver(i, 0, [&](u32 rank) { return part(rank)[session.span.first + i]; });
-        }
+        exchange.deliver(session.span.count, 0, [&](u32 peer, u32 i) { return part(peer)[session.span.first + i]; });
         exchange.finish(at);
     });
 }

@@ -50,10 +50,7 @@ TUTTI_DEVICE void all_reduce_push_two_shot(const Params& params) {
         const Bytes send{params.send, params.bytes}, recv{params.recv, params.bytes};
         const u32 mine = params.rank * part + session.span.first;
 
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            mailbox.send_each(i, [&](u32 peer) { return send[peer * part + session.span.first + i]; });
-        }
+        mailbox.send_each(session.span.count, [&](u32 peer, u32 i) { return send[peer * part + session.span.first + i]; });
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
             const Vector own = send[mine + i].load();
@@ -83,23 +80,18 @@ TUTTI_DEVICE void all_reduce_pull_one_shot(const Params& params) {
             if (!session.fits(session.span.per_block, params.stage_vectors)) return;
             const auto input = [&](u32 i) { return send[session.span.first + i]; };
             in_batches(session.span.count, input, [&](const Batch& batch) {
-                batch.store([&](u32 i) { return exchange.staged(i); });
+                batch.store([&](u32, u32 i) { return exchange.staged(i); });
             });
         }
         exchange.tell(0, at);
         if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, 0, 0)) return;
 
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const u32 index = session.span.first + i;
-            const auto from_all = [&](u32 first, Vector(&v)[kAtOnce]) {
-                exchange.fetch(first, 0, i, send[index], v);
-                return true;
-            };
-            Vector result;
-            reduce<T>(session, from_all, result);
-            recv[index].store(result);
-        }
+        const auto place_of = [&](u32 rank, u32 i) {
+            return exchange.place(rank, 0, i, send.valid(session.span.first + i));
+        };
+        reduce_in_batches<T>(session, session.span.count, place_of, [&](const Batch& batch) {
+            batch.store([&](u32, u32 i) { return recv[session.span.first + i]; });
+        });
         exchange.finish(at);
     });
 }
@@ -119,34 +111,25 @@ TUTTI_DEVICE void all_reduce_pull_two_shot(const Params& params) {
             if (!session.fits(staged_part, params.stage_vectors / params.world)) return;
         }
         if (input == 0) {
-#pragma unroll 1
-            for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-                // Not this rank's own part: its place on the stage is for the result.
-                exchange.stage_each(staged_part, i, [&](u32 peer) { return send[peer * part + session.span.first + i]; });
-            }
+            // Not this rank's own part: its place on the stage is for the result.
+            exchange.stage_each(session.span.count, staged_part,
+                                [&](u32 peer, u32 i) { return send[peer * part + session.span.first + i]; });
         }
         exchange.tell(0, input);
         if (!exchange.ask(0, session.peers(), begin, part_bytes, u64(staged_part) * kVectorBytes)) return;
 
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const auto from_all = [&](u32 first, Vector(&v)[kAtOnce]) {
-                exchange.fetch(first, params.rank, i, send[mine + i], v);
-                return true;
-            };
-            Vector result;
-            reduce<T>(session, from_all, result);
-            if (output == 0) exchange.staged(params.rank * staged_part + i).store(result);
-            recv[mine + i].store(result);
-        }
+        const auto place_of = [&](u32 rank, u32 i) {
+            return exchange.place(rank, params.rank, i, send.valid(mine + i));
+        };
+        reduce_in_batches<T>(session, session.span.count, place_of, [&](const Batch& batch) {
+            if (output == 0) batch.store([&](u32, u32 i) { return exchange.staged(params.rank * staged_part + i); });
+            batch.store([&](u32, u32 i) { return recv[mine + i]; });
+        });
         exchange.tell(1, output);
         if (!exchange.ask(1, session.peers(), begin, part_bytes, u64(staged_part) * kVectorBytes)) return;
 
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const auto place_of = [&](u32 rank) { return recv[rank * part + session.span.first + i]; };
-            exchange.deliver(i, Exchange::kOwnPart, place_of);
-        }
+        exchange.deliver(session.span.count, Exchange::kOwnPart,
+                         [&](u32 peer, u32 i) { return recv[peer * part + session.span.first + i]; });
         exchange.finish(output);
     });
 }

@@ -20,12 +20,13 @@ TUTTI_DEVICE void broadcast_push(const Params& params) {
         const Bytes send{params.send, params.bytes}, recv{params.recv, params.bytes};
 
         const auto output = [&](u32 i) { return recv[session.span.first + i]; };
+        const auto to_output = [&](u32, u32 i) { return output(i); };
 
         if (params.rank == params.root) {
             const auto input = [&](u32 i) { return send[session.span.first + i]; };
             in_batches(session.span.count, input, [&](const Batch& batch) {
                 mailbox.send_to_all(batch);
-                if (params.send != params.recv) batch.store(output);
+                if (params.send != params.recv) batch.store(to_output);
             });
         } else {
             exchange.tell(0, 0);
@@ -45,13 +46,14 @@ TUTTI_DEVICE void broadcast_pull(const Params& params) {
         const Bytes send{params.send, params.bytes}, recv{params.recv, params.bytes};
         const Location at = is_root ? exchange.resolve(params.send_at) : 0;
         const auto output = [&](u32 i) { return recv[session.span.first + i]; };
+        const auto to_output = [&](u32, u32 i) { return output(i); };
 
         if (is_root) {
             if (at == 0 && !session.fits(session.span.per_block, params.stage_vectors)) return;
             const auto input = [&](u32 i) { return send[session.span.first + i]; };
             in_batches(session.span.count, input, [&](const Batch& batch) {
-                if (at == 0) batch.store([&](u32 i) { return exchange.staged(i); });
-                if (params.send != params.recv) batch.store(output);
+                if (at == 0) batch.store([&](u32, u32 i) { return exchange.staged(i); });
+                if (params.send != params.recv) batch.store(to_output);
             });
         }
         exchange.tell(0, at);
@@ -59,7 +61,7 @@ TUTTI_DEVICE void broadcast_pull(const Params& params) {
 
         if (!is_root) {
             const auto of_root = [&](u32 i) { return exchange.place(params.root, 0, i, output(i).valid); };
-            in_batches(session.span.count, of_root, [&](const Batch& batch) { batch.store(output); });
+            in_batches(session.span.count, of_root, [&](const Batch& batch) { batch.store(to_output); });
         }
         exchange.finish(at);
     });

@@ -32,16 +32,11 @@ class Exchange {
         return {stage(session_.params.rank) + u64(index) * kVectorBytes, kVectorBytes};
     }
 
-    /// Stages vector `index` of the part for each peer, from `place_of(peer)`; parts have `staged_part` vectors.
+    /// Stages the block's `count` vectors of the part for each peer, from `place_of(peer, index)`; parts have `staged_part`
+    /// vectors.
     template <class PlaceOf>
-    TUTTI_DEVICE void stage_each(u32 staged_part, u32 index, PlaceOf place_of) const {
-#pragma unroll 1
-        for (u32 first = 0; first < session_.params.world; first += kAtOnce) {
-            const u32 wanted = session_.peers_from(first);
-            Vector v[kAtOnce];
-            load_each(first, wanted, v, place_of);
-            store_each(first, wanted, v, [&](u32 peer) { return staged(peer * staged_part + index); });
-        }
+    TUTTI_DEVICE void stage_each(u32 count, u32 staged_part, PlaceOf place_of) const {
+        copy_each(count, place_of, [&](u32 peer, u32 i) { return staged(peer * staged_part + i); });
     }
 
     /// Tells every peer where the payload of this phase is. What the block wrote before is visible to who was told.
@@ -57,7 +52,8 @@ class Exchange {
     /// Waits until every rank in `ranks` (one bit each) has told; false, for all threads alike, if one did not.
     ///
     /// In registered memory this block's vectors start `begin` bytes into a part and parts are `part` bytes apart; in a
-    /// stage this block's vectors start at once and parts are `staged_part` bytes apart.
+    /// stage this block's vectors start at once and parts are `staged_part` bytes apart. This rank's own source is what it
+    /// sends, laid out like registered memory.
     TUTTI_DEVICE bool ask(u32 phase, u32 ranks, u64 begin, u64 part, u64 staged_part) {
         const u32 peer = ptx::thread();
         if (is_peer(peer) && (ranks >> peer & 1) != 0) {
@@ -74,37 +70,26 @@ class Exchange {
                     at == 0 ? Source{stage(peer), staged_part}
                             : Source{base(at, peer) + (at & ((1ull << kLocationSlotShift) - 1)) + begin, part};
             }
+        } else if (peer == session_.params.rank) {
+            session_.shared().source[peer] = Source{session_.params.send + begin, part};
         }
         return session_.alive();
     }
 
-    /// Where a rank that has told has vector `index` of a part, of which `valid` bytes exist.
+    /// Where this rank or one that has told has vector `index` of a part, of which `valid` bytes exist.
     TUTTI_DEVICE Place place(u32 rank, u32 part, u32 index, u32 valid) const {
         const Source& source = session_.shared().source[rank];
         return {source.at + part * source.stride + u64(index) * kVectorBytes, valid};
     }
 
-    /// Fetches vector `index` of part `part` of the ranks first .. first + kAtOnce - 1, as many as there are; `own` is where
-    /// this rank's lies, and as much of each is valid.
-    TUTTI_DEVICE void fetch(u32 first, u32 part, u32 index, const Place& own, Vector (&v)[kAtOnce]) const {
-        load_each(first, session_.ranks_from(first), v, [&](u32 rank) {
-            return rank == session_.params.rank ? own : place(rank, part, index, own.valid);
-        });
-    }
-
-    /// Copies vector `index` of a part of each peer to `place_of(peer)`: of part `part`, or of the part that is the
-    /// peer's own.
+    /// Copies the block's `count` vectors of a part of each peer to `place_of(peer, index)`: of part `part`, or of the part
+    /// that is the peer's own.
     template <class PlaceOf>
-    TUTTI_DEVICE void deliver(u32 index, u32 part, PlaceOf place_of) const {
-#pragma unroll 1
-        for (u32 first = 0; first < session_.params.world; first += kAtOnce) {
-            const u32 wanted = session_.peers_from(first);
-            Vector v[kAtOnce];
-            load_each(first, wanted, v, [&](u32 peer) {
-                return place(peer, part == kOwnPart ? peer : part, index, place_of(peer).valid);
-            });
-            store_each(first, wanted, v, place_of);
-        }
+    TUTTI_DEVICE void deliver(u32 count, u32 part, PlaceOf place_of) const {
+        const auto theirs = [&](u32 peer, u32 i) {
+            return place(peer, part == kOwnPart ? peer : part, i, place_of(peer, i).valid);
+        };
+        copy_each(count, theirs, place_of);
     }
 
     /// Ends the reading: peers with registered memory hear that this block is done with it, and if this rank's own
@@ -121,6 +106,16 @@ class Exchange {
     }
 
    private:
+    /// For each peer the block's `count` vectors at `from(peer, index)` to `to(peer, index)`.
+    template <class From, class To>
+    TUTTI_DEVICE void copy_each(u32 count, From from, To to) const {
+#pragma unroll 1
+        for (u32 first = 0; first < session_.params.world; first += kAtOnce) {
+            in_batches(count, Fan(session_.params.world - first), session_.peers_from(first),
+                       [&](u32 rank, u32 i) { return from(first + rank, i); },
+                       [&](const Batch& batch) { batch.store([&](u32 rank, u32 i) { return to(first + rank, i); }); });
+        }
+    }
     TUTTI_DEVICE bool is_peer(u32 rank) const {
         return rank < session_.params.world && rank != session_.params.rank;
     }

@@ -36,23 +36,22 @@ class Mailbox {
 #pragma unroll 1
         for (u32 turn = 0; turn + 1 < session_.params.world; turn++) {
             const u32 peer = session_.peer(turn);
-            batch.each([&](u32 index, const Vector& v) { send(peer, index, v); });
+            batch.each([&](u32, u32 index, const Vector& v) { send(peer, index, v); });
         }
     }
 
-    /// To every peer the vector at `place_of(peer)`.
+    /// To every peer the block's `count` vectors at `place_of(peer, index)`.
     template <class PlaceOf>
-    TUTTI_DEVICE void send_each(u32 index, PlaceOf place_of) const {
+    TUTTI_DEVICE void send_each(u32 count, PlaceOf place_of) const {
+        const u32 peers = session_.params.world - 1;
 #pragma unroll 1
-        for (u32 first = 0; first + 1 < session_.params.world; first += kAtOnce) {
-            const u32 left = session_.params.world - 1 - first;
-            const u32 wanted = left < kAtOnce ? (1u << left) - 1 : kAllAtOnce;
-            Vector v[kAtOnce];
-            load_each(first, wanted, v, [&](u32 turn) { return place_of(session_.peer(turn)); });
-#pragma unroll
-            for (u32 i = 0; i < kAtOnce; i++) {
-                if ((wanted >> i & 1) != 0) send(session_.peer(first + i), index, v[i]);
-            }
+        for (u32 first = 0; first < peers; first += kAtOnce) {
+            const u32 turns = ((1u << peers) - 1) >> first & kAllAtOnce;
+            in_batches(count, Fan(peers - first), turns,
+                       [&](u32 turn, u32 i) { return place_of(session_.peer(first + turn), i); },
+                       [&](const Batch& batch) {
+                           batch.each([&](u32 turn, u32 i, const Vector& v) { send(session_.peer(first + turn), i, v); });
+                       });
         }
     }
 

@@ -144,27 +144,17 @@ TUTTI_DEVICE void Place::store(const Vector& v) const {
     }
 }
 
-/// Loads v[i] from `place_of(first + i)` where bit i is set in `wanted`; the other `v[i]` mean nothing.
-///
-/// All addresses come before the first load: with an address, a test and a load in one branch for each vector, the
-/// assembler lets every load wait for the one before it.
+/// Loads v[i] from `place_of(first + i)` where bit i is set in `wanted`; the others are zero.
 template <class PlaceOf>
 TUTTI_DEVICE void load_each(u32 first, u32 wanted, Vector (&v)[kAtOnce], PlaceOf place_of) {
-    u64 from[kAtOnce];
-    u32 whole = 0;
+    u32 pieces = 0;
 #pragma unroll
     for (u32 i = 0; i < kAtOnce; i++) {
-        from[i] = 0;
-        if ((wanted >> i & 1) == 0) continue;
-        const Place place = place_of(first + i);
-        from[i] = place.at;
-        whole |= u32(place.whole()) << i;
+        const bool is_wanted = (wanted >> i & 1) != 0;
+        const Place from = place_of(first + i);
+        v[i] = ptx::load_vector_if(is_wanted && from.whole(), from.at);
+        pieces |= u32(is_wanted && !from.whole()) << i;
     }
-#pragma unroll
-    for (u32 i = 0; i < kAtOnce; i++) {
-        if ((whole >> i & 1) != 0) v[i] = ptx::load_vector(from[i]);
-    }
-    const u32 pieces = wanted & ~whole;
 #pragma unroll 1
     for (u32 rank = 0; pieces >> rank != 0; rank++) {
         if ((pieces >> rank & 1) == 0) continue;
@@ -199,40 +189,86 @@ TUTTI_DEVICE void store_each(u32 first, u32 wanted, const Vector (&v)[kAtOnce], 
     }
 }
 
-/// Vectors of one block that a thread has in flight: v[i] is the one at `index(i)`, where bit i is set in `wanted`.
+/// How a thread shares out the vectors it has in flight: the fewer ranks they come from, the more of each.
+class Fan {
+   public:
+    /// For so many ranks: 2, 4 or 8 places in a row are for one vector of each, the next ones for a vector further on.
+    TUTTI_DEVICE explicit Fan(u32 ranks) : shift_(ranks <= 2 ? 1 : (ranks <= 4 ? 2 : 3)) {}
+    /// For vectors from one place.
+    TUTTI_DEVICE static Fan single() { return Fan(); }
+
+    TUTTI_DEVICE u32 rank(u32 i) const { return i & (ranks() - 1); }
+    TUTTI_DEVICE u32 step(u32 i) const { return i >> shift_; }
+    TUTTI_DEVICE u32 steps() const { return kAtOnce >> shift_; }
+    TUTTI_DEVICE u32 ranks() const { return 1u << shift_; }
+    /// Keeps the compiler from having an address for each place in registers all the time.
+    TUTTI_DEVICE void compute_anew() { ptx::compute_anew(shift_); }
+
+   private:
+    TUTTI_DEVICE Fan() : shift_(0) {}
+    u32 shift_;
+};
+
+/// Vectors of one block that a thread has in flight: v[i] is that of rank `fan.rank(i)` at `index(i)`, where bit i is set in
+/// `wanted`.
 struct Batch {
+    Fan fan;
     u32 first;
     u32 wanted;
     Vector v[kAtOnce];
 
-    TUTTI_DEVICE u32 index(u32 i) const { return first + i * ptx::threads(); }
+    TUTTI_DEVICE explicit Batch(const Fan& fan) : fan(fan) {}
 
-    /// Stores each at `place_of(index)`.
+    TUTTI_DEVICE u32 index(u32 i) const { return first + fan.step(i) * ptx::threads(); }
+    /// Those of the ranks in `ranks` (one bit each) that a block with `count` vectors has.
+    TUTTI_DEVICE void choose(u32 ranks, u32 count) {
+        wanted = 0;
+#pragma unroll
+        for (u32 i = 0; i < kAtOnce; i++) wanted |= (ranks >> fan.rank(i) & u32(index(i) < count)) << i;
+    }
+
+    /// Loads each from `place_of(rank, index)`.
+    template <class PlaceOf>
+    TUTTI_DEVICE void load(PlaceOf place_of) {
+        load_each(0, wanted, v, [&](u32 i) { return place_of(fan.rank(i), index(i)); });
+    }
+    /// Stores each at `place_of(rank, index)`.
     template <class PlaceOf>
     TUTTI_DEVICE void store(PlaceOf place_of) const {
-        store_each(0, wanted, v, [&](u32 i) { return place_of(index(i)); });
+        store_each(0, wanted, v, [&](u32 i) { return place_of(fan.rank(i), index(i)); });
     }
-    /// Calls `use(index, vector)` for each.
+    /// Calls `use(rank, index, vector)` for each.
     template <class Use>
     TUTTI_DEVICE void each(Use use) const {
 #pragma unroll
         for (u32 i = 0; i < kAtOnce; i++) {
-            if ((wanted >> i & 1) != 0) use(index(i), v[i]);
+            if ((wanted >> i & 1) != 0) use(fan.rank(i), index(i), v[i]);
         }
     }
 };
 
-/// Loads this thread's vectors of the `count` that a block has, each from `place_of(index)`, and hands them to
-/// `use(batch)`, as many at a time as may be in flight.
+/// Loads this thread's vectors of the `count` that a block has, for each rank in `ranks` (one bit each, kAtOnce at most)
+/// those at `place_of(rank, index)`, and hands them to `use(batch)`, as many at a time as may be in flight.
+template <class PlaceOf, class Use>
+TUTTI_DEVICE void in_batches(u32 count, const Fan& fan, u32 ranks, PlaceOf place_of, Use use) {
+    Batch batch(fan);
+#pragma unroll 1
+    for (batch.first = ptx::thread(); batch.first < count; batch.first += fan.steps() * ptx::threads()) {
+        batch.fan.compute_anew();
+        batch.choose(ranks, count);
+        batch.load(place_of);
+        use(batch);
+    }
+}
+
+/// The same for vectors from one place: `place_of(index)`.
 template <class PlaceOf, class Use>
 TUTTI_DEVICE void in_batches(u32 count, PlaceOf place_of, Use use) {
-    Batch batch;
+    Batch batch(Fan::single());
 #pragma unroll 1
     for (batch.first = ptx::thread(); batch.first < count; batch.first += kAtOnce * ptx::threads()) {
-        batch.wanted = 0;
-#pragma unroll
-        for (u32 i = 0; i < kAtOnce; i++) batch.wanted |= u32(batch.index(i) < count) << i;
-        load_each(0, batch.wanted, batch.v, [&](u32 i) { return place_of(batch.index(i)); });
+        batch.choose(1, count);
+        batch.load([&](u32, u32 i) { return place_of(i); });
         use(batch);
     }
 }

@@ -150,41 +150,59 @@ class Total {
    public:
     TUTTI_DEVICE explicit Total(u32 op) : op_(op), flip_(T::flip(op)) {}
 
-    /// Adds the vectors of the ranks first .. first + count - 1, at most kAtOnce of them; rank 0 starts.
-    TUTTI_DEVICE void add(const Vector (&v)[kAtOnce], u32 first, u32 count) {
+    /// Adds the vectors of the ranks first .. first + kAtOnce - 1, as many as there are, rank 0 first. Once the last rank is in,
+    /// the result is in the last place.
+    TUTTI_DEVICE void add(Vector (&v)[kAtOnce], u32 first, u32 world) {
+        const Fan all(kAtOnce);
         if ((op_ & kOpMask) == kMax) {
-            fold<kMax>(v, first, count);
+            fold<kMax>(v, all, first, world);
         } else if ((op_ & kOpMask) == kMin) {
-            fold<kMin>(v, first, count);
+            fold<kMin>(v, all, first, world);
         } else {
-            fold<kSum>(v, first, count);
+            fold<kSum>(v, all, first, world);
         }
     }
 
+    /// The same for vectors that `fan` shares out: each result is in the place of its fan's last rank, whether or not there is
+    /// such a rank. The operation is asked for with every vector, as code for each would need more registers than there are.
+    TUTTI_DEVICE void add(Vector (&v)[kAtOnce], const Fan& fan, u32 first, u32 world) {
+        fold<kEach>(v, fan, first, world);
+    }
+
+   private:
+    static constexpr u32 kEach = kOpMask;
+
+    template <u32 kOp>
+    TUTTI_DEVICE void fold(Vector (&v)[kAtOnce], const Fan& fan, u32 first, u32 world) {
+#pragma unroll
+        for (u32 i = 0; i < kAtOnce; i++) {
+            const u32 rank = first + fan.rank(i);
+            if (rank == 0) {
+                T::unpack(v[i], flip_, lane_);
+            } else if (rank < world) {
+                step<kOp>(v[i]);
+            }
+            // A fan has two ranks at least: no even place is its last.
+            if (i % 2 == 1 && fan.rank(i) + 1 == fan.ranks() && world - first <= kAtOnce) v[i] = finish<kOp>(world);
+        }
+    }
+
+    template <u32 kOp>
     TUTTI_DEVICE Vector finish(u32 world) {
-        if ((op_ & kOpMask) == kAvg) {
+        if ((kOp == kSum || kOp == kEach) && (op_ & kOpMask) == kAvg) {
 #pragma unroll
             for (u32 i = 0; i < T::kLanes; i++) lane_[i] = T::divide(lane_[i], world, (op_ & kUnsigned) != 0);
         }
         return T::pack(lane_, flip_);
     }
 
-   private:
-    template <u32 kOp>
-    TUTTI_DEVICE void fold(const Vector (&v)[kAtOnce], u32 first, u32 count) {
-        if (first == 0) {
-            T::unpack(v[0], flip_, lane_);
-        } else {
-            step<kOp>(v[0]);
-        }
-#pragma unroll
-        for (u32 i = 1; i < kAtOnce; i++) {
-            if (i < count) step<kOp>(v[i]);
-        }
-    }
-
     template <u32 kOp>
     TUTTI_DEVICE void step(const Vector& v) {
+        if constexpr (kOp == kEach) {
+            if ((op_ & kOpMask) == kMax) return step<kMax>(v);
+            if ((op_ & kOpMask) == kMin) return step<kMin>(v);
+            return step<kSum>(v);
+        }
         typename T::Value x[T::kLanes];
         T::unpack(v, flip_, x);
 #pragma unroll
@@ -210,10 +228,31 @@ TUTTI_DEVICE bool reduce(const Session& session, Bring bring, Vector& result) {
     for (u32 first = 0; first < params.world; first += kAtOnce) {
         Vector v[kAtOnce];
         if (!bring(first, v)) return false;
-        total.add(v, first, params.world - first);
+        total.add(v, first, params.world);
+        result = v[kAtOnce - 1];
     }
-    result = total.finish(params.world);
     return true;
+}
+
+/// Reduces the block's `count` vectors over all ranks, those of a rank at `place_of(rank, index)`, and hands the results to
+/// `use(batch)`, whose ranks mean nothing.
+template <class T, class PlaceOf, class Use>
+TUTTI_DEVICE void reduce_in_batches(const Session& session, u32 count, PlaceOf place_of, Use use) {
+    const Params& params = session.params;
+    Batch batch{Fan(params.world)};
+#pragma unroll 1
+    for (batch.first = ptx::thread(); batch.first < count; batch.first += batch.fan.steps() * ptx::threads()) {
+        batch.fan.compute_anew();
+        Total<T> total(params.op);
+#pragma unroll 1
+        for (u32 first = 0; first < params.world; first += kAtOnce) {
+            batch.choose(session.ranks_from(first), count);
+            batch.load([&](u32 rank, u32 i) { return place_of(first + rank, i); });
+            total.add(batch.v, batch.fan, first, params.world);
+        }
+        batch.choose(1u << (batch.fan.ranks() - 1), count);
+        use(batch);
+    }
 }
 
 }  // namespace tutti

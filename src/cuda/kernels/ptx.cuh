@@ -19,8 +19,8 @@ struct alignas(16) Vector {
 #else
 
 #define TUTTI_DEVICE __device__ __forceinline__
-#define TUTTI_KERNEL(name) \
-    extern "C" __global__ void __launch_bounds__(::tutti::kMaxThreads, 1) name(const __grid_constant__ ::tutti::Params params)
+#define TUTTI_KERNEL(name, fitting) \
+    extern "C" __global__ void __launch_bounds__(::tutti::kMaxThreads, fitting) name(const __grid_constant__ ::tutti::Params params)
 
 namespace tutti::ptx {
 
@@ -60,6 +60,7 @@ TUTTI_DEVICE u64 clock_ns() {
 }
 /// Makes the compiler derive everything from `value` again, instead of keeping it in registers.
 TUTTI_DEVICE void compute_anew(u64& value) { asm volatile("" : "+l"(value)); }
+TUTTI_DEVICE void compute_anew(u32& value) { asm volatile("" : "+r"(value)); }
 /// Between two polls of one word.
 TUTTI_DEVICE void between_polls() {}
 /// Between two polls, once the wait is no longer short.
@@ -72,6 +73,16 @@ TUTTI_DEVICE Vector load_vector(u64 at) {
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
                  : "l"(at)
+                 : "memory");
+    return v;
+}
+/// Without a branch, so that many are in flight; without `wanted` nothing is read, and the vector is zero. Were it left
+/// undefined, or loaded in a branch, the assembler would let the next load wait for this one.
+TUTTI_DEVICE Vector load_vector_if(bool wanted, u64 at) {
+    Vector v{};
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+r"(v.word[0]), "+r"(v.word[1]), "+r"(v.word[2]), "+r"(v.word[3])
+                 : "l"(at), "r"(u32(wanted))
                  : "memory");
     return v;
 }
@@ -103,8 +114,7 @@ TUTTI_DEVICE u64 load_u64(const u64* at) {
 
 // ---- words that other ranks, or the host, read or write: system scope ----
 
-/// Without a branch, so that many are in flight; without `wanted` nothing is read, and the line is zero. Were it left
-/// undefined, the assembler would make branches of them and let the second rank's line wait for the first's.
+/// As load_vector_if.
 template <u32 kOffset>
 TUTTI_DEVICE Line load_line_relaxed_sys_if(bool wanted, u64 at) {
     Line line{0, 0};

@@ -18,10 +18,7 @@ TUTTI_DEVICE void reduce_scatter_push(const Params& params) {
         const auto part = [&](u32 rank) { return Bytes{params.send + rank * params.stride, params.bytes}; };
         const Bytes recv{params.recv, params.bytes};
 
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            mailbox.send_each(i, [&](u32 peer) { return part(peer)[session.span.first + i]; });
-        }
+        mailbox.send_each(session.span.count, [&](u32 peer, u32 i) { return part(peer)[session.span.first + i]; });
 #pragma unroll 1
         for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
             const u32 index = session.span.first + i;
@@ -45,27 +42,20 @@ TUTTI_DEVICE void reduce_scatter_pull(const Params& params) {
 
         if (at == 0) {
             if (!session.fits(staged_part, params.stage_vectors / params.world)) return;
-#pragma unroll 1
-            for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-                exchange.stage_each(staged_part, i, [&](u32 peer) { return part(peer)[session.span.first + i]; });
-            }
+            exchange.stage_each(session.span.count, staged_part,
+                                [&](u32 peer, u32 i) { return part(peer)[session.span.first + i]; });
         }
         exchange.tell(0, at);
         if (!exchange.ask(0, session.peers(), u64(session.span.first) * kVectorBytes, params.stride,
                           u64(staged_part) * kVectorBytes)) {
             return;
         }
-#pragma unroll 1
-        for (u32 i = ptx::thread(); i < session.span.count; i += ptx::threads()) {
-            const u32 index = session.span.first + i;
-            const auto from_all = [&](u32 first, Vector(&v)[kAtOnce]) {
-                exchange.fetch(first, params.rank, i, part(params.rank)[index], v);
-                return true;
-            };
-            Vector result;
-            reduce<T>(session, from_all, result);
-            recv[index].store(result);
-        }
+        const auto place_of = [&](u32 rank, u32 i) {
+            return exchange.place(rank, params.rank, i, recv.valid(session.span.first + i));
+        };
+        reduce_in_batches<T>(session, session.span.count, place_of, [&](const Batch& batch) {
+            batch.store([&](u32, u32 i) { return recv[session.span.first + i]; });
+        });
         exchange.finish(at);
     });
 }

@@ -12,7 +12,7 @@
 #include "machine.h"
 
 #define TUTTI_DEVICE inline
-#define TUTTI_KERNEL(name) extern "C" void name(const ::tutti::Params& params)
+#define TUTTI_KERNEL(name, fitting) extern "C" void name(const ::tutti::Params& params)
 
 namespace tutti::ptx {
 
@@ -32,6 +32,7 @@ TUTTI_DEVICE void wait_for_prerequisites() {}
 TUTTI_DEVICE void launch_dependents() {}
 TUTTI_DEVICE u64 clock_ns() { return machine::clock_ns(); }
 TUTTI_DEVICE void compute_anew(u64&) {}
+TUTTI_DEVICE void compute_anew(u32&) {}
 TUTTI_DEVICE void between_polls() { machine::let_others_run(); }
 TUTTI_DEVICE void nap() { machine::let_others_run(); }
 
@@ -40,6 +41,7 @@ TUTTI_DEVICE Vector load_vector(u64 at) {
     std::memcpy(&v, reinterpret_cast<const void*>(at), sizeof v);
     return v;
 }
+TUTTI_DEVICE Vector load_vector_if(bool wanted, u64 at) { return wanted ? load_vector(at) : Vector{}; }
 TUTTI_DEVICE void store_vector(u64 at, const Vector& v) { std::memcpy(reinterpret_cast<void*>(at), &v, sizeof v); }
 template <u32 kBytes>
 TUTTI_DEVICE u32 load_piece(u64 at) {
