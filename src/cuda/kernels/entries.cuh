@@ -6,7 +6,7 @@
 #include "broadcast.cuh"
 #include "reduce_scatter.cuh"
 
-// So many blocks of each fit on a multiprocessor: those that push hold the lines of eight ranks in registers.
+// At least so many blocks of each fit on a multiprocessor: those that push hold the lines of eight ranks in registers.
 #define TUTTI_PUSH(name, function) \
     TUTTI_KERNEL(name, 1) { function(params); }
 #define TUTTI_PULL(name, function) \

@@ -144,7 +144,8 @@ TUTTI_DEVICE void Place::store(const Vector& v) const {
     }
 }
 
-/// Loads v[i] from `place_of(first + i)` where bit i is set in `wanted`; the others are zero.
+/// Loads v[i] from `place_of(first + i)` where bit i is set in `wanted`; the others are zero. All places are asked for: to say
+/// where a vector is must not need that it is there.
 template <class PlaceOf>
 TUTTI_DEVICE void load_each(u32 first, u32 wanted, Vector (&v)[kAtOnce], PlaceOf place_of) {
     u32 pieces = 0;

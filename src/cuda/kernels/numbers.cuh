@@ -182,7 +182,7 @@ class Total {
             } else if (rank < world) {
                 step<kOp>(v[i]);
             }
-            // A fan has two ranks at least: no even place is its last.
+            // A fan of ranks has two at least: no even place is its last.
             if (i % 2 == 1 && fan.rank(i) + 1 == fan.ranks() && world - first <= kAtOnce) v[i] = finish<kOp>(world);
         }
     }

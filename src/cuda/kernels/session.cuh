@@ -29,6 +29,9 @@ struct Source {
     u64 stride;
 };
 
+// Places of ranks are worked out by the group of kAtOnce, also of ranks that there are not.
+static_assert(kMaxWorld % kAtOnce == 0, "every rank of a group has a source");
+
 /// What the threads of a block share.
 struct Shared {
     u32 epoch;
