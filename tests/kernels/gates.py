@@ -4,7 +4,7 @@
     ptx       the committed PTX is, byte for byte, what the compiler makes of the sources (`--write` makes it so)
     text      instructions that must and must not be in the PTX
     ptxas     two assemblers accept it for every target, within the limits for registers, without spills
-    sass      instructions that must and must not be in the machine code
+    sass      instructions that must and must not be in the machine code; loads that are in flight together
     run       the same sources, compiled as C++, keep their promises under the sanitizers (cpu/harness.cpp)
     plants    mistakes planted in the kernels are caught by the same runs (plants.py)
 
